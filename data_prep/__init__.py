@@ -1,0 +1,1 @@
+"""Weak labels from the messy text around images, and the generated catalogue."""

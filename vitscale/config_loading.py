@@ -1,0 +1,206 @@
+"""From a config file and `--config.key=value` overrides to a checked dataclass, with errors in words."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import ml_collections
+
+from vitscale.errors import UserError
+
+T = TypeVar("T")
+
+
+def load_config(schema: type[T], spec: str, overrides: Sequence[str] = ()) -> T:
+    """Reads `spec` ("configs/x.py", or "configs/x.py:argument" for `get_config(argument)`) and applies overrides.
+
+    Overrides are `key.path=value`, for example `optim.lr=3e-4` or `tasks.0.weight=2`.
+    Raises `UserError` for a missing file, an unknown key (naming the nearest one) or a value of the wrong type.
+    """
+    tree = to_plain(read_config_file(spec))
+    for override in overrides:
+        apply_override(tree, override, schema)
+    return from_mapping(schema, tree)
+
+
+def read_config_file(spec: str) -> ml_collections.ConfigDict:
+    """Runs the file's `get_config()`."""
+    name, _, argument = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"config file {name} does not exist (working folder: {Path.cwd()}).")
+    module_spec = importlib.util.spec_from_file_location(f"_vitscale_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"config file {name} is not a Python file; it must end in .py.")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"config file {name} cannot be run: {type(error).__name__}: {error}.") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config file {name} has no get_config(); it must return an ml_collections.ConfigDict.")
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def to_plain(value: Any) -> Any:
+    """ConfigDicts, tuples and nested dicts as plain dicts and lists."""
+    if isinstance(value, ml_collections.ConfigDict):
+        # Iterating keys keeps FieldReferences resolved.
+        return {key: to_plain(value[key]) for key in value}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def to_json(config: Any) -> str:
+    """The resolved config as JSON, keys in the schema's order. `from_mapping` reads it back to an equal object."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def apply_override(tree: dict[str, Any], override: str, schema: type) -> None:
+    """Sets one `key.path=value` in a plain tree; the schema decides how the text is read."""
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"override --config.{override} has no value; write --config.{path}=VALUE.")
+    keys = path.split(".")
+    node: Any = tree
+    annotation: Any = schema
+    for depth, key in enumerate(keys):
+        where = ".".join(keys[:depth])
+        annotation = _child_annotation(annotation, key, where)
+        index: Any = key
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise UserError(f"override {path}: {where} has {len(node)} entries; use an index below that.")
+            index = int(key)
+        if depth == len(keys) - 1:
+            node[index] = _parse_text(text, annotation)
+        else:
+            if isinstance(node, dict) and not isinstance(node.get(key), (dict, list)):
+                node[key] = {}
+            node = node[index]
+
+
+def from_mapping(schema: type[T], tree: Mapping[str, Any], where: str = "") -> T:
+    """Builds dataclass `schema` from a plain mapping, checking every key and type."""
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where or 'the config'} must be a mapping, not {type(tree).__name__} {tree!r}.")
+    hints = typing.get_type_hints(schema)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, schema))}
+    for key in tree:
+        if key not in fields:
+            raise UserError(_unknown_key(str(key), list(fields), where))
+    values: dict[str, Any] = {}
+    for name, f in fields.items():
+        path = f"{where}.{name}" if where else name
+        if name in tree:
+            values[name] = _convert(tree[name], hints[name], path)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{path} is missing; the config must set it.")
+    return schema(**values)
+
+
+def _convert(value: Any, annotation: Any, path: str) -> Any:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if dataclasses.is_dataclass(annotation):
+        if isinstance(value, typing.cast(type, annotation)):
+            return value
+        return from_mapping(typing.cast(type, annotation), value, path)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool) not in {isinstance(a, bool) for a in args}:
+            near = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"{path}={value!r} must be one of {', '.join(map(repr, args))}{hint}")
+        return value
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, args, path)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{path} must be a list, not {type(value).__name__} {value!r}.")
+        return tuple(_convert(item, args[0], f"{path}.{i}") for i, item in enumerate(value))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path} must be a mapping, not {type(value).__name__} {value!r}.")
+        return {k: _convert(item, args[1], f"{path}.{k}") for k, item in value.items()}
+    if annotation is Any:
+        return value
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
+        raise UserError(
+            f"{path}={value!r} must be of type {annotation.__name__}, not {type(value).__name__}."
+        )
+    return value
+
+
+def _convert_union(value: Any, args: tuple[Any, ...], path: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    options = [arg for arg in args if arg is not type(None)]
+    for option in options[:-1]:
+        try:
+            return _convert(value, option, path)
+        except UserError:
+            continue
+    return _convert(value, options[-1], path)
+
+
+def _child_annotation(annotation: Any, key: str, where: str) -> Any:
+    """The type of `key` below `annotation`; raises for keys that the schema does not have."""
+    annotation = _strip_optional(annotation)
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if dataclasses.is_dataclass(annotation):
+        hints = typing.get_type_hints(annotation)
+        if key not in hints:
+            raise UserError(_unknown_key(key, list(hints), where))
+        return hints[key]
+    if origin is tuple:
+        return args[0]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return args[1]
+    raise UserError(f"override {where}.{key}: {where} is a single value and has no key {key!r}.")
+
+
+def _strip_optional(annotation: Any) -> Any:
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        rest = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
+        if len(rest) == 1:
+            return rest[0]
+    return annotation
+
+
+def _parse_text(text: str, annotation: Any) -> Any:
+    """Reads the text of an override: strings stay as they are, everything else is a Python literal."""
+    target = _strip_optional(annotation)
+    optional = target is not annotation
+    if optional and text in ("None", "none", ""):
+        return None
+    origin = typing.get_origin(target)
+    if target is str or origin is Literal:
+        return text
+    if target is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return to_plain(ast.literal_eval(text))
+    except (ValueError, SyntaxError):
+        return text  # the type check that follows says what is wrong with it
+
+
+def _unknown_key(key: str, known: list[str], where: str) -> str:
+    place = f" in {where}" if where else ""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
+    return f"unknown config key {key!r}{place}: {hint}"

@@ -29,7 +29,6 @@ class ModelConfig:
     mlp_dim: int | None = None
     pooling: Literal["gap", "cls"] = "gap"
     position_embedding: Literal["learned", "sincos2d"] = "learned"
-    dropout: float = 0.0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # activations; parameters stay float32
 
 

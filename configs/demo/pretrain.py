@@ -1,0 +1,31 @@
+"""Pretraining of the demo: many weak labels an image, from the text around it (multi-label over clusters).
+
+Run after `vitscale shop` and `vitscale prep`:
+    vitscale train --config configs/demo/pretrain.py --workdir runs/pretrain --config.data.root=runs/prep
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import adamw, small_vit
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "total_steps": 500,
+            "model": small_vit(),
+            "data": {
+                "root": ".",  # a folder of `vitscale prep`
+                "sources": [
+                    # Rare labels are drawn more often: sampling weight = inverse square root of frequency.
+                    {"kind": "shards", "path": "shards", "split": "train", "sampling": "sampling_weight"}
+                ],
+                "global_batch_size": 128,
+            },
+            # Softmax with target 1/k over the k labels of an image (SWAG).
+            "tasks": [{"name": "concepts", "kind": "multi_label", "loss": "softmax"}],
+            "optim": adamw(lr=1e-3, warmup_steps=50),
+            "checkpoint": {"every_steps": 250},
+        }
+    )

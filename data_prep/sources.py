@@ -1,0 +1,267 @@
+"""Reads the input into Arrow record batches of one schema, whatever its format.
+
+Every batch has `RECORD_SCHEMA`; a record that cannot be read as configured has a non-empty
+`problem` and is rejected by the next stage, never dropped here.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.schema import PrepConfig, TextSourceConfig
+from vitscale.errors import UserError
+
+TEXT_TYPE = pa.struct([("source", pa.int8()), ("weight", pa.float32()), ("text", pa.string())])
+RECORD_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image_path", pa.string()),  # as the record has it; one of the two or none is set
+        ("image_bytes", pa.binary()),
+        ("group", pa.string()),  # records of one group share their split
+        ("texts", pa.list_(TEXT_TYPE)),  # every non-empty text, with the index of its source
+        ("problem", pa.string()),  # why the record cannot be used; null: it can
+    ]
+)
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".json.gz": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".parquet": "parquet",
+}
+SNIFFED_RECORDS = 1000  # in which a configured field must appear once
+
+
+def find_inputs(path: Path) -> list[Path]:
+    """The input's files in order: the file itself, or all files of a known format in a folder."""
+    if not path.exists():
+        raise UserError(f"input {path} does not exist.")
+    if path.is_file():
+        file_format(path)
+        return [path]
+    files = sorted(p for p in path.iterdir() if p.is_file() and _format_of(p) is not None)
+    if not files:
+        raise UserError(f"input folder {path} holds no file that ends in {', '.join(FORMATS)}.")
+    return files
+
+
+def file_format(path: Path) -> str:
+    found = _format_of(path)
+    if found is None:
+        raise UserError(
+            f"input {path} is of an unknown format: supported are {', '.join(FORMATS)} "
+            "(WebDataset tars and TFDS names are not read yet)."
+        )
+    return found
+
+
+def check_fields(config: PrepConfig, path: Path) -> None:
+    """Raises `UserError` when the file is empty or a configured field is in none of its records."""
+    known: dict[str, None] = {}
+    if file_format(path) == "parquet":
+        known = dict.fromkeys(_open_parquet(path).schema_arrow.names)
+    count = 0
+    for _, row in iterate_rows(path, SNIFFED_RECORDS):
+        known.update(dict.fromkeys(row))
+        count += 1
+        if count == SNIFFED_RECORDS:
+            break
+    if count == 0:
+        raise UserError(f"input {path} is empty: it has no records.")
+    for name in configured_fields(config):
+        if name not in known:
+            raise UserError(f"input {path} has no field {name!r}; it has {', '.join(known)}.")
+
+
+def configured_fields(config: PrepConfig) -> list[str]:
+    fields = [config.id_field, *(source.input_field for source in config.sources)]
+    fields += [name for name in (config.image_field, config.split.group_field) if name]
+    return list(dict.fromkeys(fields))
+
+
+def read_batches(config: PrepConfig, path: Path) -> Iterator[pa.RecordBatch]:
+    """Streams the file as record batches of `config.batch_rows` rows in `RECORD_SCHEMA`."""
+    fields = configured_fields(config)
+    records: list[dict[str, Any]] = []
+    for place, row in iterate_rows(path, config.batch_rows, fields):
+        records.append(to_record(config, row, f"{path.name}:{place}"))
+        if len(records) == config.batch_rows:
+            yield pa.RecordBatch.from_pylist(records, schema=RECORD_SCHEMA)
+            records = []
+    if records:
+        yield pa.RecordBatch.from_pylist(records, schema=RECORD_SCHEMA)
+
+
+def to_record(config: PrepConfig, row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """One input row as a row of `RECORD_SCHEMA`; a row without id gets `place` for its id."""
+    raw_id = row.get(config.id_field)
+    record: dict[str, Any] = {"id": "" if raw_id is None else _clean(raw_id), "texts": []}
+    try:
+        if not record["id"]:
+            record["id"] = place
+            raise ValueError("record has no id")
+        group = row.get(config.split.group_field) if config.split.group_field else None
+        record["group"] = record["id"] if group is None else _clean(group)
+        if config.image_field:
+            record.update(_image(row.get(config.image_field)))
+        for index, source in enumerate(config.sources):
+            for text, weight in read_texts(source, row.get(source.input_field)):
+                record["texts"].append({"source": index, "weight": weight, "text": text})
+    except ValueError as error:
+        record["problem"] = str(error)
+    return record
+
+
+def read_texts(source: TextSourceConfig, value: Any) -> list[tuple[str, float]]:
+    """Texts with weights of one field. Empty texts are left out; a wrong type raises ValueError."""
+    if value is None:
+        return []
+    if source.kind == "text":
+        if not isinstance(value, (str, int, float)):
+            raise ValueError(f"field {source.input_field!r} should be text")
+        text = _clean(value)
+        return [(text, 1.0)] if text.strip() else []
+    texts = []
+    for item in _items(source, value):
+        weight: Any = 1.0
+        if source.kind == "weighted_list" and isinstance(item, Mapping):
+            weight = item.get(source.weight_key)
+            item = item.get(source.text_key)
+            weight = _weight(source, weight)
+        if item is None:
+            continue
+        if not isinstance(item, (str, int, float)):
+            raise ValueError(f"field {source.input_field!r} should be a list of texts")
+        text = _clean(item)
+        if text.strip() and weight > 0:
+            texts.append((text, float(weight)))
+    return texts
+
+
+def iterate_rows(
+    path: Path, batch_rows: int, columns: list[str] | None = None
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line or row number from 1, row as a mapping). A file that cannot be read is a `UserError`."""
+    kind = file_format(path)
+    try:
+        if kind == "jsonl":
+            yield from _iterate_jsonl(path)
+        elif kind == "csv":
+            yield from _iterate_csv(path)
+        else:
+            yield from _iterate_parquet(path, batch_rows, columns)
+    except UnicodeDecodeError as error:
+        raise UserError(f"input {path} is not valid UTF-8: {error.reason}.") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise UserError(f"input {path} is not a whole gzip file: {error}.") from error
+    except (pa.ArrowInvalid, csv.Error) as error:
+        raise UserError(f"input {path} cannot be read: {error}.") from error
+
+
+def _iterate_jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with _open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"input {path}, line {number}: not JSON ({error.msg}, column {error.colno})."
+                ) from error
+            if not isinstance(row, dict):
+                raise UserError(f"input {path}, line {number}: a record must be a JSON object.")
+            yield number, row
+
+
+def _iterate_csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long description
+    with _open_text(path) as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            if None in row or any(value is None for value in row.values()):
+                raise UserError(
+                    f"input {path}, line {reader.line_num}: the row does not have the "
+                    f"{len(reader.fieldnames or ())} cells of the header."
+                )
+            # An empty cell is the only way that a CSV can say "nothing".
+            yield reader.line_num, {key: value or None for key, value in row.items()}
+
+
+def _iterate_parquet(
+    path: Path, batch_rows: int, columns: list[str] | None
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    file = _open_parquet(path)
+    number = 0
+    for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"input {path} is not a Parquet file: {error}.") from error
+
+
+def _open_text(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return open(path, encoding="utf-8", newline="")
+
+
+def _format_of(path: Path) -> str | None:
+    return next((kind for suffix, kind in FORMATS.items() if path.name.endswith(suffix)), None)
+
+
+def _clean(value: Any) -> str:
+    """Text that UTF-8 can hold: JSON may escape half of a surrogate pair, which becomes "?"."""
+    return str(value).encode("utf-8", "replace").decode("utf-8")
+
+
+def _image(value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):  # {"bytes", "path"}, as Hugging Face datasets store images
+        value = value.get("bytes") or value.get("path")
+    if value is None or value == "":
+        return {}
+    if isinstance(value, bytes):
+        return {"image_bytes": value}
+    if not isinstance(value, str):
+        raise ValueError("image should be a path or bytes")
+    return {"image_path": _clean(value)}
+
+
+def _items(source: TextSourceConfig, value: Any) -> Iterable[Any]:
+    if isinstance(value, str):
+        if not value.lstrip().startswith("["):
+            return value.split(source.separator)
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return value.split(source.separator)
+    if not isinstance(value, list):
+        raise ValueError(f"field {source.input_field!r} should be a list")
+    return value
+
+
+def _weight(source: TextSourceConfig, value: Any) -> float:
+    try:
+        number = 1.0 if value is None else float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0.0 <= number < float("inf"):
+        raise ValueError(f"{source.weight_key!r} of field {source.input_field!r} is not a weight")
+    return number**source.weight_power

@@ -1,0 +1,189 @@
+"""Metrics as pure numpy functions: a value per query or example, averaged elsewhere (`stats`).
+
+Retrieval metrics read a matrix `relevant [Q, k] bool`: is the hit at this rank relevant? Ranks that
+hold no hit are False. `num_relevant [Q] int` counts what the index holds for the query, itself
+excluded. A query with nothing to find has no score: it is NaN, and whoever averages counts it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+PAD = -1  # label id, or row of a hit, that stands for "none"
+
+
+def share_label(
+    labels: Int[np.ndarray, "Q K"], hit_labels: Int[np.ndarray, "Q k L"]
+) -> Bool[np.ndarray, "Q k"]:
+    """Do a query and its hit carry a label id in common? Ids of `PAD` match nothing."""
+    equal = labels[:, None, :, None] == hit_labels[:, :, None, :]
+    return (equal & (labels != PAD)[:, None, :, None]).any(axis=(2, 3))
+
+
+def relevance(
+    rows: Int[np.ndarray, "Q k"],
+    query_labels: Int[np.ndarray, "Q K"],
+    index_labels: Int[np.ndarray, "N L"],
+) -> Bool[np.ndarray, "Q k"]:
+    """Which hits share a label id with their query? Rows of `PAD` are not relevant."""
+    return share_label(query_labels, index_labels[rows]) & (rows != PAD)
+
+
+def count_relevant(
+    query_labels: Int[np.ndarray, "Q K"], index_labels: Int[np.ndarray, "N L"]
+) -> Int[np.ndarray, " Q"]:
+    """How many index items share a label id with each query (an item counts once)."""
+    items_of: defaultdict[int, list[int]] = defaultdict(list)
+    for row, label in np.argwhere(index_labels != PAD):
+        items_of[int(index_labels[row, label])].append(int(row))
+    counts = np.zeros(len(query_labels), np.int64)
+    for query, labels in enumerate(query_labels):
+        found = [items_of[label] for label in labels.tolist() if label != PAD and label in items_of]
+        counts[query] = len(found[0]) if len(found) == 1 else len(set().union(*found))
+    return counts
+
+
+def drop_rows(
+    rows: Int[np.ndarray, "Q k"], scores: Float[np.ndarray, "Q k"], unwanted: Int[np.ndarray, " Q"]
+) -> tuple[Int[np.ndarray, "Q k-1"], Float[np.ndarray, "Q k-1"]]:
+    """Removes row `unwanted` (the query itself; `PAD`: none) from each ranking; k - 1 hits stay.
+
+    The self-match need not be at rank 1 (duplicates, approximate search), nor among the hits at
+    all: then the last hit goes, so that every query is judged on the same number of ranks.
+    """
+    is_self = (rows == unwanted[:, None]) & (unwanted != PAD)[:, None]
+    is_self[~is_self.any(axis=1), -1] = True
+    # One True a row: a stable sort moves it to the end and keeps the order of the rest.
+    order = np.argsort(is_self, axis=1, kind="stable")[:, :-1]
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def precision_at(
+    relevant: Bool[np.ndarray, "Q d"], num_relevant: Int[np.ndarray, " Q"], k: int
+) -> Float[np.ndarray, " Q"]:
+    """P@k: share of the first k ranks that are relevant (a smaller index cannot fill k)."""
+    return _defined(relevant[:, :k].sum(axis=1) / k, num_relevant)
+
+
+def recall_at(
+    relevant: Bool[np.ndarray, "Q d"], num_relevant: Int[np.ndarray, " Q"], k: int
+) -> Float[np.ndarray, " Q"]:
+    """R@k: share of the query's relevant items within the first k ranks (recall of TREC and ranx).
+
+    The "Recall@K" of metric-learning papers is `hit_at`; with one relevant item they are equal.
+    """
+    return _defined(relevant[:, :k].sum(axis=1) / np.maximum(num_relevant, 1), num_relevant)
+
+
+def hit_at(
+    relevant: Bool[np.ndarray, "Q d"], num_relevant: Int[np.ndarray, " Q"], k: int
+) -> Float[np.ndarray, " Q"]:
+    """hit@k: 1 where any of the first k ranks is relevant ("Recall@K" in metric learning)."""
+    return _defined(relevant[:, :k].any(axis=1).astype(np.float64), num_relevant)
+
+
+def average_precision_at(
+    relevant: Bool[np.ndarray, "Q d"], num_relevant: Int[np.ndarray, " Q"], k: int
+) -> Float[np.ndarray, " Q"]:
+    """AP@k: precision at each relevant rank up to k, summed, over min(k, number relevant).
+
+    That denominator makes a perfect ranking score 1 for any k (the convention of the ACCV / Google
+    Landmarks mAP@k); dividing by the number relevant, as TREC does, would bound it by k / relevant.
+    """
+    first = relevant[:, :k]
+    precision = np.cumsum(first, axis=1) / np.arange(1, first.shape[1] + 1)
+    total = (precision * first).sum(axis=1)
+    return _defined(total / np.maximum(np.minimum(num_relevant, k), 1), num_relevant)
+
+
+def reciprocal_rank_at(
+    relevant: Bool[np.ndarray, "Q d"], num_relevant: Int[np.ndarray, " Q"], k: int
+) -> Float[np.ndarray, " Q"]:
+    """MRR@k before the mean: 1 / rank of the first relevant hit, 0 when none is within k."""
+    first = relevant[:, :k]
+    rank = np.argmax(first, axis=1) + 1
+    return _defined(np.where(first.any(axis=1), 1.0 / rank, 0.0), num_relevant)
+
+
+def _defined(
+    values: Float[np.ndarray, " Q"], num_relevant: Int[np.ndarray, " Q"]
+) -> Float[np.ndarray, " Q"]:
+    return np.where(num_relevant > 0, values, np.nan)
+
+
+def correct(
+    predicted: Int[np.ndarray, " N"], labels: Int[np.ndarray, " N"]
+) -> Float[np.ndarray, " N"]:
+    """1 where the prediction is the label, 0 where it is not, NaN where the label is `PAD`."""
+    return np.where(labels == PAD, np.nan, (predicted == labels).astype(np.float64))
+
+
+def ordinal_median(log_probs: Float[np.ndarray, "N C"]) -> Int[np.ndarray, " N"]:
+    """The median class of each distribution: it minimises the expected absolute error."""
+    probs = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
+    cumulative = np.cumsum(probs / probs.sum(axis=1, keepdims=True), axis=1)
+    return np.argmax(cumulative >= 0.5 - 1e-9, axis=1)
+
+
+def absolute_error(
+    predicted: Int[np.ndarray, " N"], labels: Int[np.ndarray, " N"]
+) -> Float[np.ndarray, " N"]:
+    """Distance in classes between prediction and label; NaN where the label is `PAD`."""
+    return np.where(labels == PAD, np.nan, np.abs(predicted - labels).astype(np.float64))
+
+
+def balanced_accuracy(
+    predicted: Int[np.ndarray, " N"],
+    labels: Int[np.ndarray, " N"],
+    weights: Float[np.ndarray, " N"] | None = None,
+) -> float:
+    """Mean over the classes that occur of the share recognised; `weights` are multiplicities."""
+    known = labels != PAD
+    weights = np.ones(len(labels)) if weights is None else weights
+    w, y = weights[known], labels[known]
+    if w.sum() == 0:
+        return float("nan")
+    present = np.bincount(y, weights=w)
+    hits = np.bincount(y, weights=w * (predicted[known] == y), minlength=len(present))
+    return float(np.mean(hits[present > 0] / present[present > 0]))
+
+
+class MultiLabelAP:
+    """Average precision of each class over examples; sorted once, reweighted by a bootstrap.
+
+    AP = Σ_n (R_n - R_{n-1}) P_n over distinct score thresholds, as in scikit-learn: tied examples
+    share one threshold. `scores [N, C]`, `targets [N, C] bool`.
+    """
+
+    def __init__(self, scores: Float[np.ndarray, "N C"], targets: Bool[np.ndarray, "N C"]) -> None:
+        self._order = np.argsort(-scores, axis=0, kind="stable")
+        ranked = np.take_along_axis(scores, self._order, axis=0)
+        self._targets = np.take_along_axis(targets, self._order, axis=0)
+        # Position of the last example that shares this one's score.
+        last = np.ones(scores.shape, bool)
+        last[:-1] = ranked[1:] != ranked[:-1]
+        positions = np.where(last, np.arange(len(scores))[:, None], len(scores))
+        self._threshold = np.minimum.accumulate(positions[::-1], axis=0)[::-1]
+
+    def per_class(self, weights: Float[np.ndarray, " N"] | None = None) -> Float[np.ndarray, " C"]:
+        """AP of each class; NaN for a class without positive examples."""
+        n = len(self._order)
+        w = np.ones(self._order.shape) if weights is None else weights[self._order]
+        if n == 0:
+            return np.full(self._order.shape[1], np.nan)
+        positive = w * self._targets
+        seen, found = np.cumsum(w, axis=0), np.cumsum(positive, axis=0)
+        precision = found / np.maximum(seen, 1e-12)
+        at_threshold = np.take_along_axis(precision, self._threshold, axis=0)
+        total = found[-1]
+        ap = (positive * at_threshold).sum(axis=0) / np.maximum(total, 1e-12)
+        return np.where(total > 0, ap, np.nan)
+
+    def mean(self, weights: Float[np.ndarray, " N"] | None = None) -> float:
+        """mAP: mean over the classes that have a positive example."""
+        values = self.per_class(weights)
+        defined = ~np.isnan(values)
+        return float(values[defined].mean()) if defined.any() else float("nan")

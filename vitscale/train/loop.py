@@ -1,0 +1,224 @@
+"""One training run, top to bottom: config → mesh → data → abstract state → restore or init → steps → hooks."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from vitscale.config import DataConfig, InitConfig, TrainConfig
+from vitscale.config_loading import from_mapping, to_json
+from vitscale.data.loader import Batch, TrainLoader
+from vitscale.data.sources import Source, collect_classes, open_source
+from vitscale.errors import UserError
+from vitscale.models.flops import device_peak_flops, train_flops
+from vitscale.models.multitask import ModelDefinition, define_model
+from vitscale.models.weights import find_step, read_meta, read_params
+from vitscale.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated
+from vitscale.progress import Task
+from vitscale.train.checkpoint import CheckpointStore
+from vitscale.train.hooks import MetricsWriter, Preempted, RateMeter, StopSignal
+from vitscale.train.optim import make_optimizer, make_schedule
+from vitscale.train.state import TrainState, abstract_state, init_state, state_shardings
+from vitscale.train.step import Step, make_step
+
+CONFIG_FILE, CLASSES_FILE, REJECTS_FILE = "config.json", "classes.json", "rejects.jsonl"
+# What may change between two starts of one run: where and how it runs, not what it computes.
+FREE_KEYS = ("mesh", "log", "checkpoint", "data.root", "data.num_threads", "data.prefetch_batches")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a run that exist before any array does."""
+
+    definition: ModelDefinition
+    optimizer: optax.GradientTransformation
+    shardings: TrainState  # of NamedSharding
+    step: Step  # jitted
+
+
+def train(config: TrainConfig, workdir: Path) -> TrainState:
+    """Trains to `config.total_steps`, going on from the workdir's newest checkpoint when there is one."""
+    mesh = make_mesh(config.mesh)
+    check_batch(config.data.global_batch_size, mesh)
+    classes, sources = open_data(config.data)
+    definition = define_model(config.model, config.tasks, classes)
+    claim_workdir(workdir, config, classes)
+    setup = build(definition, config, mesh)
+    loader = make_loader(config, sources)
+    try:
+        with CheckpointStore(workdir, config.checkpoint) as store:
+            state = restore_or_init(store, setup, config, loader)
+            return run_steps(state, setup, config, classes, loader, store, mesh, workdir)
+    finally:
+        loader.close()
+
+
+def run_steps(
+    state: TrainState,
+    setup: Setup,
+    config: TrainConfig,
+    classes: Mapping[str, Sequence[str]],
+    loader: TrainLoader,
+    store: CheckpointStore,
+    mesh: Mesh,
+    workdir: Path,
+) -> TrainState:
+    """The hot loop. The host waits for the device at logging points only."""
+    start, total = int(state.step), config.total_steps
+    flops = train_flops(setup.definition)
+    peak = device_peak_flops() * jax.device_count()
+    writer = MetricsWriter(workdir, start_step=start, tensorboard=config.log.tensorboard)
+    meter = RateMeter(config.data.global_batch_size)
+    with StopSignal() as stop, Task("train", total, start) as progress:
+        for step in range(start + 1, total + 1):
+            waited = time.perf_counter()
+            batch = put_batch(next(loader), mesh)
+            meter.waited(time.perf_counter() - waited)
+            state, metrics = setup.step(state, batch)
+            if step % config.log.every_steps == 0 or step == total or step == start + 1:
+                values = {f"train/{k}": float(v) for k, v in jax.device_get(metrics).items()}
+                values |= meter.read(flops, peak)
+                writer.write(step, values)
+                progress.update(step, f"loss {values['train/loss']:.3f}, {values['images_per_sec']:.0f} images/s")
+                write_rejects(workdir, loader)
+            if step % config.checkpoint.every_steps == 0 or step == total or stop.requested:
+                store.save(step, state, config, classes, loader.get_state())
+            if stop.requested and step < total:
+                raise Preempted(f"stopped by SIGTERM after step {step}, which is saved in {workdir}")
+    writer.close()
+    return state
+
+
+def open_data(config: DataConfig) -> tuple[dict[str, list[str]], list[Source]]:
+    """The label spaces that the sources span together, and the sources."""
+    classes = collect_classes(config.sources, config.root)
+    return classes, [open_source(source, config.root, classes) for source in config.sources]
+
+
+def make_loader(config: TrainConfig, sources: Sequence[Source]) -> TrainLoader:
+    return TrainLoader(
+        sources,
+        config.data,
+        image_size=config.model.image_size,
+        fields=sorted({task.label_field for task in config.tasks}),
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def build(definition: ModelDefinition, config: TrainConfig, mesh: Mesh) -> Setup:
+    """The jitted step with every input and output placed."""
+    optimizer = make_optimizer(config.optim, config.total_steps, definition.shapes())
+    shardings = state_shardings(definition, optimizer, mesh, config.mesh.layout)
+    schedule = make_schedule(config.optim, config.total_steps)
+    step = jax.jit(
+        make_step(definition, optimizer, schedule, config),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return Setup(definition, optimizer, shardings, step)
+
+
+def restore_or_init(
+    store: CheckpointStore, setup: Setup, config: TrainConfig, loader: TrainLoader
+) -> TrainState:
+    """The newest checkpoint with the data position it was saved at, or a fresh state."""
+    latest = store.latest_step()
+    if latest is not None:
+        abstract = abstract_state(setup.definition, setup.optimizer)
+        state, meta = store.restore(latest, abstract, setup.shardings)
+        loader.set_state(meta["data"])
+        return state
+    create = jax.jit(
+        lambda seed: init_state(setup.definition, setup.optimizer, seed),
+        out_shardings=setup.shardings,
+    )
+    state = create(config.seed)
+    if not config.init.checkpoint:
+        return state
+    taken = initial_params(config.init, setup.definition)
+    placed = {n: jax.device_put(v, setup.shardings.params[n]) for n, v in taken.items()}
+    return TrainState(state.step, {**state.params, **placed}, state.opt_state)
+
+
+def initial_params(config: InitConfig, definition: ModelDefinition) -> dict[str, Any]:
+    """The parameters that `init` takes from another run. Every one of them must be there with the same shape."""
+    folder = find_step(Path(config.checkpoint))
+    meta = read_meta(folder)
+    other = from_mapping(TrainConfig, meta["config"])
+    theirs = define_model(other.model, other.tasks, meta["classes"]).shapes()
+    ours = definition.shapes()
+    wanted = [name for name in ours if re.search(config.include, name)]
+    if not wanted:
+        raise UserError(f"init.include={config.include!r} matches no parameter of this model.")
+    for name in wanted:
+        if name not in theirs:
+            raise UserError(f"init.checkpoint {folder} has no parameter {name}; narrow init.include.")
+        if theirs[name].shape != ours[name].shape:
+            raise UserError(
+                f"init.checkpoint {folder}: {name} is {theirs[name].shape}, this model needs {ours[name].shape}."
+            )
+    params = read_params(folder, theirs)
+    return {name: params[name] for name in wanted}
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> dict[str, Any]:
+    """This process's rows as part of the global, sharded batch."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(sharding, array), batch.arrays()
+    )
+
+
+def claim_workdir(
+    workdir: Path, config: TrainConfig, classes: Mapping[str, Sequence[str]]
+) -> None:
+    """Writes `config.json` and `classes.json`; refuses a workdir that belongs to another config."""
+    text = to_json(config)
+    path = workdir / CONFIG_FILE
+    changed = _changed_keys(json.loads(path.read_text()), json.loads(text)) if path.is_file() else []
+    changed = [key for key in changed if not key.startswith(FREE_KEYS)]
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run of another config (it differs in {', '.join(changed[:5])}); "
+            "take a new --workdir, or the old config to go on with that run."
+        )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write(workdir / CLASSES_FILE, json.dumps({k: list(v) for k, v in classes.items()}, ensure_ascii=False))
+        _write(path, text)
+
+
+def write_rejects(workdir: Path, loader: TrainLoader) -> None:
+    """Every image that could not be decoded so far, with its reason."""
+    rejects = loader.rejects
+    if rejects and jax.process_index() == 0:
+        rows = [json.dumps({"id": name, "stage": "decode", "reason": why}) for name, why in rejects.items()]
+        _write(workdir / REJECTS_FILE, "\n".join(rows) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _changed_keys(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            key
+            for name in {**old, **new}
+            for key in _changed_keys(old.get(name), new.get(name), f"{where}.{name}" if where else name)
+        ]
+    return [] if old == new else [where]

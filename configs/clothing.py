@@ -19,7 +19,9 @@ def get_config() -> ConfigDict:
             "model": small_vit(image_size=96),
             "data": {
                 "root": "../shared/data/clothing",
-                "sources": [{"kind": "csv", "path": "images.csv", "split": "train", "fields": ["label"]}],
+                "sources": [
+                    {"kind": "csv", "path": "images.csv", "split": "train", "fields": ["label"]}
+                ],
                 "global_batch_size": 128,
                 "max_labels": 1,
             },

@@ -11,4 +11,6 @@ def small_vit(image_size: int = 64) -> ConfigDict:
 
 
 def adamw(lr: float, warmup_steps: int) -> ConfigDict:
-    return ConfigDict({"lr": lr, "schedule": "cosine", "warmup_steps": warmup_steps, "weight_decay": 0.05})
+    return ConfigDict(
+        {"lr": lr, "schedule": "cosine", "warmup_steps": warmup_steps, "weight_decay": 0.05}
+    )

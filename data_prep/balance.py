@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from data_prep.scoring import PhraseTable
 from data_prep.schema import PrepConfig
+from data_prep.scoring import PhraseTable
 
 PICKED_SCHEMA = pa.schema(
     [
@@ -54,7 +54,9 @@ def pick_labels(
     _, first = np.unique(record << 32 | label, return_index=True)
     first = np.sort(first)
     record, label, score = record[first], label[first], score[first]
-    starts = np.concatenate([[True], record[1:] != record[:-1]]) if len(record) else np.zeros(0, bool)
+    starts = (
+        np.concatenate([[True], record[1:] != record[:-1]]) if len(record) else np.zeros(0, bool)
+    )
     begin = np.flatnonzero(starts)
     group = np.cumsum(starts) - 1
     best = score[begin][group]

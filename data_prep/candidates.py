@@ -65,7 +65,9 @@ class PhraseTrie:
         alive = np.arange(len(split))
         for level in range(table.shape[1]):
             alive = alive[lengths[alive] > level]
-            keys, inverse = np.unique((state[alive] << 32) | table[alive, level], return_inverse=True)
+            keys, inverse = np.unique(
+                (state[alive] << 32) | table[alive, level], return_inverse=True
+            )
             state[alive] = inverse.astype(np.uint64)
             end = np.full(len(keys), -1, np.int64)
             last = lengths[alive] == level + 1
@@ -75,7 +77,9 @@ class PhraseTrie:
         folded = {k: v for k, v in (misspellings or {}).items() if v in words and k not in words}
         ids = [*words.values(), *(words[word] for word in folded.values()), -1]
         spellings = pa.array([*words, *folded], pa.string())
-        return PhraseTrie(spellings, np.array(ids, np.int64), tuple(words), tuple(edges), tuple(ends))
+        return PhraseTrie(
+            spellings, np.array(ids, np.int64), tuple(words), tuple(edges), tuple(ends)
+        )
 
     def encode(self, words: pa.Array) -> np.ndarray:
         """Word ids `[T] int64` of words `[T]`, -1 for the unknown."""
@@ -138,7 +142,11 @@ def find_phrases(
     Returns start position, length in words and phrase id of each match, `[M] int64`, by position. With
     `overlap="longest"` a match that lies within a longer one is left out; others may overlap.
     """
-    starts, lengths, phrases = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    starts, lengths, phrases = (
+        [np.zeros(0, np.int64)],
+        [np.zeros(0, np.int64)],
+        [np.zeros(0, np.int64)],
+    )
     ids = trie.encode(words)
     for level, (position, phrase) in enumerate(trie.walk(ids, words_left(offsets))):
         whole = phrase >= 0
@@ -158,7 +166,10 @@ def find_phrases(
 
 
 def match_batch(
-    batch: pa.RecordBatch, trie: PhraseTrie, canonical: np.ndarray, overlap: Literal["longest", "all"]
+    batch: pa.RecordBatch,
+    trie: PhraseTrie,
+    canonical: np.ndarray,
+    overlap: Literal["longest", "all"],
 ) -> pa.RecordBatch:
     """Phrases of each source of each record (`HITS_SCHEMA`, sorted by record, source, phrase).
 

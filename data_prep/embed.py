@@ -32,7 +32,9 @@ def symmetric_counts(counts: pa.Table, canonical: np.ndarray) -> scipy.sparse.cs
     return scipy.sparse.csr_matrix(fold.T @ full @ fold)
 
 
-def specificity(counts: scipy.sparse.csr_matrix, prior: float, prior_count: float = 5.0) -> np.ndarray:
+def specificity(
+    counts: scipy.sparse.csr_matrix, prior: float, prior_count: float = 5.0
+) -> np.ndarray:
     """How far a phrase's contexts differ from everybody's: `[P] float64` in nats, at least 0.
 
     KL(contexts of p || contexts of all), less its expectation for a phrase whose contexts were drawn at random

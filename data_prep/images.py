@@ -6,9 +6,12 @@ import io
 import warnings
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+REJECTS_SCHEMA = pa.schema([("id", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
 
 
 def resolve_image(root: Path, name: str) -> Path | str:
@@ -46,3 +49,37 @@ def check_image(data: bytes, max_pixels: int) -> str | None:
     except Exception:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         return "image cannot be decoded"
     return None
+
+
+def check_batch(
+    batch: pa.RecordBatch, root: Path, max_pixels: int
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Splits a `RECORD_SCHEMA` batch into usable records, their `image_path` resolved, and rejects.
+
+    A record without an image is usable: it gets labels, and no example in the shards.
+    """
+    paths: list[str | None] = []
+    reasons: list[str | None] = []
+    columns = (batch.column(name).to_pylist() for name in ("problem", "image_path", "image_bytes"))
+    for problem, name, data in zip(*columns, strict=True):
+        path = None
+        if problem is None and name is not None:
+            found = resolve_image(root, name)
+            if isinstance(found, Path):
+                path, data = str(found), found.read_bytes()
+            else:
+                problem = found
+        if problem is None and data is not None:
+            problem = check_image(data, max_pixels)
+        paths.append(path)
+        reasons.append(problem)
+    stages = ["read" if p is not None else "images" for p in batch.column("problem").to_pylist()]
+    good = pa.array([reason is None for reason in reasons])
+    bad = pc.invert(good)
+    place = batch.schema.get_field_index("image_path")
+    usable = batch.set_column(place, batch.schema.field(place), pa.array(paths, pa.string()))
+    rejects = pa.RecordBatch.from_arrays(
+        [batch.column("id"), pa.array(stages, pa.string()), pa.array(reasons, pa.string())],
+        schema=REJECTS_SCHEMA,
+    )
+    return usable.filter(good), rejects.filter(bad)

@@ -27,7 +27,9 @@ class TextSourceConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.prior < 1.0:
-            raise UserError(f"sources: prior={self.prior} of {self.name!r} must be between 0 and 1.")
+            raise UserError(
+                f"sources: prior={self.prior} of {self.name!r} must be between 0 and 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,22 @@ class VocabularyConfig:
     max_document_fraction: float = 0.5  # a phrase in more of the records says nothing
     max_ngram: int = 6  # words a phrase
     max_phrases: int = 100_000  # the most frequent are kept
-    min_npmi: float = 0.3  # collocation score of longer phrases, -1..1: "dining table", not "table in"
-    fragment_fraction: float = 0.9  # drop a phrase when this share of it lies inside one longer phrase
-    stop_words: tuple[str, ...] = ()  # besides the built-in English ones: never at a phrase's border
+    min_npmi: float = (
+        0.3  # collocation score of longer phrases, -1..1: "dining table", not "table in"
+    )
+    fragment_fraction: float = (
+        0.9  # drop a phrase when this share of it lies inside one longer phrase
+    )
+    stop_words: tuple[
+        str, ...
+    ] = ()  # besides the built-in English ones: never at a phrase's border
     stop_phrases: tuple[str, ...] = ()  # never a phrase
     fold_plurals: bool = True  # "sofas" -> "sofa" where both are frequent
     spelling_ratio: float = 10.0  # fold a word into one this many times as frequent; 0: never
     spelling_min_length: int = 4  # letters; two edits are allowed from twice this length
-    spelling_min_similarity: float = 0.5  # context cosine that a *frequent* near-spelling must reach
+    spelling_min_similarity: float = (
+        0.5  # context cosine that a *frequent* near-spelling must reach
+    )
     overlap: Literal["longest", "all"] = "longest"  # "coffee table" hides the "table" within it
     language: str = "und"  # BCP 47 tag written to vocabulary.parquet; nothing identifies it yet
 
@@ -55,7 +65,9 @@ class EmbeddingConfig:
     """Phrase vectors from co-occurrence: positive PMI and a truncated SVD (Levy et al., 2015)."""
 
     dimension: int = 128
-    context: Literal["auto", "cross_source", "record"] = "auto"  # auto: cross_source if there are two
+    context: Literal["auto", "cross_source", "record"] = (
+        "auto"  # auto: cross_source if there are two
+    )
     context_smoothing: float = 0.75  # exponent of the context distribution
     shift: float = 1.0  # log(shift) is taken off the PMI
     singular_power: float = 0.5  # of the singular values in the vectors
@@ -112,17 +124,23 @@ class PrepConfig:
     examples_per_shard: int = 2048
     max_image_pixels: int = 50_000_000  # a larger image is rejected from its header, undecoded
     max_reject_fraction: float = 0.01  # of broken records and images; more is an error
-    max_unlabelled_fraction: float = 0.5  # of records without text or without labels; more is an error
+    max_unlabelled_fraction: float = (
+        0.5  # of records without text or without labels; more is an error
+    )
     report_examples: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise UserError("sources is empty: name at least one field of the records that holds text.")
+            raise UserError(
+                "sources is empty: name at least one field of the records that holds text."
+            )
         names = [source.name for source in self.sources]
         for name in names:
             if names.count(name) > 1:
-                raise UserError(f"sources: {name!r} is named twice; every source needs its own name.")
+                raise UserError(
+                    f"sources: {name!r} is named twice; every source needs its own name."
+                )
         if not 1 <= self.vocabulary.max_ngram <= 6:
             raise UserError(
                 f"vocabulary.max_ngram={self.vocabulary.max_ngram} must be between 1 and 6 words."

@@ -70,7 +70,9 @@ def score_batch(
     groups, group = np.unique(pair_record * size + table.cluster[pair_phrase], return_inverse=True)
     shared = _support(group[row], source, support, len(groups), len(priors))
 
-    evidence = np.maximum(own**config.support_power, AGREEMENT * shared[group] ** config.support_power)
+    evidence = np.maximum(
+        own**config.support_power, AGREEMENT * shared[group] ** config.support_power
+    )
     score = table.quality[pair_phrase] * (1.0 - np.prod(1.0 - priors * evidence, axis=1))
     bits = ((own > 0) << np.arange(len(priors))).sum(axis=1)
     score = score.astype(np.float32)

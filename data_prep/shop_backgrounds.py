@@ -34,7 +34,8 @@ def _paint(kind: str, rng: np.random.Generator, n: int) -> np.ndarray:
     x, y = axis[None, :], axis[:, None]
     noise = rng.standard_normal((n, n)).astype(np.float32)
     soft = soft_noise(rng, n, 6)
-    base, light = _PALETTE[kind], np.zeros((n, n), np.float32)
+    base = _PALETTE[kind]
+    light: np.ndarray
     match kind:
         case "planks" | "parquet":
             rows = rng.integers(5, 10)
@@ -42,7 +43,9 @@ def _paint(kind: str, rng: np.random.Generator, n: int) -> np.ndarray:
             offset = (row * 0.37) % 1.0 if kind == "planks" else row * 0.5
             column = np.floor(x * (2 if kind == "planks" else 5) + offset)
             shade = ((row * 7.3 + column * 3.1) % 1.7) / 1.7 - 0.5
-            seam = ((y * rows) % 1.0 < 0.05) | ((x * (2 if kind == "planks" else 5) + offset) % 1.0 < 0.02)
+            seam = ((y * rows) % 1.0 < 0.05) | (
+                (x * (2 if kind == "planks" else 5) + offset) % 1.0 < 0.02
+            )
             light = 0.16 * shade + 0.05 * np.sin(60 * y + 4 * soft) - 0.22 * seam
         case "bricks":
             rows = rng.integers(8, 13)
@@ -73,7 +76,9 @@ def _paint(kind: str, rng: np.random.Generator, n: int) -> np.ndarray:
             light = 0.16 * soft_noise(rng, n, 5)
         case _:
             light = 0.35 * (y - 0.5) + 0.15 * (x - 0.5)
-    tint = rng.uniform(0.75, 1.15) * (np.asarray(base[rng.integers(len(base))]) + rng.normal(0, 0.03, 3))
+    tint = rng.uniform(0.75, 1.15) * (
+        np.asarray(base[rng.integers(len(base))]) + rng.normal(0, 0.03, 3)
+    )
     rgb = tint.astype(np.float32) * (1.0 + light[..., None])
     if kind == "bokeh":
         rgb += 0.12 * np.stack([soft_noise(rng, n, 4) for _ in range(3)], axis=-1)
@@ -81,7 +86,13 @@ def _paint(kind: str, rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 _WOODS = ((0.66, 0.47, 0.30), (0.48, 0.32, 0.20), (0.78, 0.65, 0.48), (0.55, 0.50, 0.45))
-_WALLS = ((0.85, 0.83, 0.78), (0.62, 0.70, 0.74), (0.70, 0.74, 0.62), (0.80, 0.66, 0.60), (0.45, 0.50, 0.58))
+_WALLS = (
+    (0.85, 0.83, 0.78),
+    (0.62, 0.70, 0.74),
+    (0.70, 0.74, 0.62),
+    (0.80, 0.66, 0.60),
+    (0.45, 0.50, 0.58),
+)
 _PALETTE: dict[str, tuple[tuple[float, float, float], ...]] = {
     "planks": _WOODS,
     "parquet": _WOODS,

@@ -16,7 +16,9 @@ from PIL import Image, ImageDraw
 
 Part = Literal["main", "second", "trim", "light", "dark", "leaf", "glow", "hole"]
 Point = tuple[float, float]
-Style = Mapping[str, str]  # attribute -> the phrase that names its value, e.g. {"sleeve": "long sleeve"}
+Style = Mapping[
+    str, str
+]  # attribute -> the phrase that names its value, e.g. {"sleeve": "long sleeve"}
 
 PARTS: tuple[Part, ...] = ("main", "second", "trim", "light", "dark", "leaf", "glow")
 TONES = 5  # tones -2 (deep shadow) ... 2 (highlight) of every part

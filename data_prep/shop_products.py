@@ -72,15 +72,16 @@ def zipf(n: int, exponent: float) -> np.ndarray:
 
 
 def assign_types(rng: np.random.Generator, products: int, exponent: float) -> np.ndarray:
-    """`[products] int`: a long tail of types, each at least once as soon as there are enough products."""
+    """`[products] int`: a long tail of types; with enough products, at least three of each."""
     share = zipf(len(TYPES), exponent)
     counts = np.floor(share * products).astype(int)
     if products >= len(TYPES):
         counts = np.maximum(counts, min(3, products // len(TYPES)))
     while counts.sum() > products:
         counts[np.argmax(counts)] -= 1
-    counts[: products - counts.sum()] += 1 if products - counts.sum() <= len(TYPES) else 0
-    counts[0] += products - counts.sum()
+    rest = products - int(counts.sum())
+    counts += rest // len(TYPES)
+    counts[: rest % len(TYPES)] += 1
     ranked = rng.permutation(len(TYPES))
     return rng.permutation(np.repeat(ranked, counts))
 

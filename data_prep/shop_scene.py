@@ -14,7 +14,13 @@ from data_prep.shop_backgrounds import background_tiles
 
 # Everything is composed at twice the final size and reduced: edges come out smooth.
 SUPERSAMPLE = 2
-SCENE_GRIDS = {2: (2, 1), 3: (2, 2), 4: (2, 2), 5: (3, 2)}  # products -> columns, rows of the layout
+SCENE_GRIDS = {
+    1: (1, 1),
+    2: (2, 1),
+    3: (2, 2),
+    4: (2, 2),
+    5: (3, 2),
+}  # products -> columns, rows of the layout
 
 Box = tuple[float, float, float, float]
 
@@ -79,7 +85,10 @@ def wild_photo(
         image.paste(small, (0, 0), small)
     scale = rng.uniform(photo.min_scale, photo.max_scale)
     slack = 0.5 * (1.0 - scale) + 0.03
-    centre = (canvas * (0.5 + rng.uniform(-slack, slack)), canvas * (0.5 + rng.uniform(-slack, slack)))
+    centre = (
+        canvas * (0.5 + rng.uniform(-slack, slack)),
+        canvas * (0.5 + rng.uniform(-slack, slack)),
+    )
     angle = float(np.clip(rng.normal(0, 0.5), -1, 1)) * photo.max_rotation
     shear = rng.uniform(-photo.shear, photo.shear)
     placed = place(sprite, canvas, centre, scale * canvas, angle, shear, rng.random() < photo.flip)
@@ -109,7 +118,9 @@ def scene_photo(
         x = (cell % columns + 0.5 + rng.uniform(-0.06, 0.06)) * canvas / columns
         y = (cell // columns + 0.5 + rng.uniform(-0.06, 0.06)) * canvas / rows
         length = room * rng.uniform(0.68, 0.92)
-        placed = place(sprite, canvas, (x, y), length, rng.normal(0, 6), 0.0, rng.random() < photo.flip)
+        placed = place(
+            sprite, canvas, (x, y), length, rng.normal(0, 6), 0.0, rng.random() < photo.flip
+        )
         _drop_shadow(image, placed, 0.015, 0.35)
         image.paste(placed, (0, 0), placed)
         x0, y0, x1, y1 = placed.getbbox() or (0, 0, 1, 1)
@@ -154,7 +165,9 @@ def background(rng: np.random.Generator, canvas: int) -> Image.Image:
         floor = floors[rng.integers(len(floors))]
         image.paste(_crop(floor, rng, canvas, canvas - horizon), (0, horizon))
         skirting = tuple(int(v) for v in rng.integers(60, 240, 1).repeat(3))
-        ImageDraw.Draw(image).line([(0, horizon), (canvas, horizon)], skirting, max(1, canvas // 50))
+        ImageDraw.Draw(image).line(
+            [(0, horizon), (canvas, horizon)], skirting, max(1, canvas // 50)
+        )
     return image
 
 
@@ -168,7 +181,9 @@ def _drop_shadow(image: Image.Image, placed: Image.Image, shift: float, strength
     """Darkens the image below and beside the product: a blurred, shifted copy of its outline."""
     canvas = image.width
     small = placed.getchannel("A").reduce(max(1, canvas // 32)).filter(ImageFilter.BoxBlur(1))
-    mask = small.point(lambda v: int(v * strength)).resize((canvas, canvas), Image.Resampling.BILINEAR)
+    mask = small.point(lambda v: int(v * strength)).resize(
+        (canvas, canvas), Image.Resampling.BILINEAR
+    )
     offset = int(shift * canvas)
     image.paste((0, 0, 0), (offset // 2, offset, offset // 2 + canvas, offset + canvas), mask)
 
@@ -234,5 +249,3 @@ def relight(image: Image.Image, rng: np.random.Generator, photo: PhotoConfig) ->
     if photo.noise:
         pixels += np.float32(photo.noise) * rng.standard_normal((n, n, 1), np.float32)
     return Image.fromarray(np.clip(pixels, 0.0, 255.0).astype(np.uint8), "RGB")
-
-

@@ -7,6 +7,9 @@ from data_prep import (  # noqa: F401  (importing registers the types)
     shop_shapes_clothes,
     shop_shapes_decor,
     shop_shapes_furniture,
+    shop_shapes_lights,
+    shop_shapes_seating,
+    shop_shapes_shoes,
 )
 from data_prep.shop_pen import REGISTRY, ProductType
 

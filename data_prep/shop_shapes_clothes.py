@@ -1,7 +1,5 @@
 """Clothes of the generated catalogue. Each function draws one type; its decorator says what it is."""
 
-# fmt: off  (outlines of shapes read better as rows of points than one number a line)
-
 from __future__ import annotations
 
 from data_prep.shop_pen import Pen, Style, product_type
@@ -21,8 +19,16 @@ def _torso(pen: Pen, hem: float, flare: float, sleeve: str, bulk: float = 0.0) -
         cuff = ((0.27, 0.24), (0.31, 0.36))
     pen.poly([(0.38, drop), (0.27, 0.20), *cuff, (0.36, 0.38)], tone=-1, both=True)
     pen.poly(
-        [(0.40, drop), (0.60, drop), (0.73, 0.21), (1 - x, 0.40)]
-        + [(1 - x + flare, hem), (x - flare, hem), (x, 0.40), (0.27, 0.21)]
+        [
+            (0.40, drop),
+            (0.60, drop),
+            (0.73, 0.21),
+            (1 - x, 0.40),
+            (1 - x + flare, hem),
+            (x - flare, hem),
+            (x, 0.40),
+            (0.27, 0.21),
+        ]
     )
     for side in (False, True):
         a, b = (0.335 - bulk, 0.36), (0.345 - bulk, min(hem, 0.62))
@@ -42,9 +48,16 @@ def _neck(pen: Pen, shape: str) -> None:
 
 
 @product_type(
-    "t-shirt", "tee", "tee shirt", family="wear", place="summer outfits",
-    materials="cotton linen silk", patterned=0.6,
-    sleeve=SLEEVES, neck=("crew neck", "v-neck"), cut=("cropped", "regular fit", "longline"),
+    "t-shirt",
+    "tee",
+    "tee shirt",
+    family="wear",
+    place="summer outfits",
+    materials="cotton linen silk",
+    patterned=0.6,
+    sleeve=SLEEVES,
+    neck=("crew neck", "v-neck"),
+    cut=("cropped", "regular fit", "longline"),
 )
 def tshirt(pen: Pen, style: Style) -> None:
     hem = {"cropped": 0.68, "regular fit": 0.82, "longline": 0.93}[style["cut"]]
@@ -53,9 +66,16 @@ def tshirt(pen: Pen, style: Style) -> None:
 
 
 @product_type(
-    "shirt", "blouse", "button-up", family="wear", place="office outfits",
-    materials="cotton linen silk denim", patterned=0.6,
-    sleeve=SLEEVES, pocket=("chest pocket", "plain front"), cut=("regular fit", "relaxed fit"),
+    "shirt",
+    "blouse",
+    "button-up",
+    family="wear",
+    place="office outfits",
+    materials="cotton linen silk denim",
+    patterned=0.6,
+    sleeve=SLEEVES,
+    pocket=("chest pocket", "plain front"),
+    cut=("regular fit", "relaxed fit"),
 )
 def shirt(pen: Pen, style: Style) -> None:
     _torso(pen, 0.88, 0.03 if style["cut"] == "relaxed fit" else 0.0, style["sleeve"])
@@ -70,9 +90,15 @@ def shirt(pen: Pen, style: Style) -> None:
 
 
 @product_type(
-    "sweater", "jumper", "pullover", family="wear", place="cosy winter outfits",
-    materials="wool cotton", patterned=0.6,
-    neck=("crew neck", "v-neck", "turtleneck"), cut=("regular fit", "oversized"),
+    "sweater",
+    "jumper",
+    "pullover",
+    family="wear",
+    place="cosy winter outfits",
+    materials="wool cotton",
+    patterned=0.6,
+    neck=("crew neck", "v-neck", "turtleneck"),
+    cut=("regular fit", "oversized"),
 )
 def sweater(pen: Pen, style: Style) -> None:
     bulk = 0.04 if style["cut"] == "oversized" else 0.0
@@ -80,24 +106,41 @@ def sweater(pen: Pen, style: Style) -> None:
     x = 0.32 - bulk
     pen.rect(x, 0.80, 1 - x, 0.88, "second", -1, 0.01)
     pen.poly(
-        [(0.105 - bulk / 2, 0.70), (0.215 - bulk / 2, 0.73), (0.205 - bulk / 2, 0.81)]
-        + [(0.095 - bulk / 2, 0.78)],
-        "second", -1, both=True,
+        [
+            (0.105 - bulk / 2, 0.70),
+            (0.215 - bulk / 2, 0.73),
+            (0.205 - bulk / 2, 0.81),
+            (0.095 - bulk / 2, 0.78),
+        ],
+        "second",
+        -1,
+        both=True,
     )
     _neck(pen, style["neck"])
 
 
 @product_type(
-    "hoodie", "hooded sweatshirt", "hoody", family="wear", place="streetwear",
-    materials="cotton wool", patterned=0.35,
-    closure=("zip front", "pullover front"), hem=("ribbed hem", "straight hem"),
+    "hoodie",
+    "hooded sweatshirt",
+    "hoody",
+    family="wear",
+    place="streetwear",
+    materials="cotton wool",
+    patterned=0.35,
+    closure=("zip front", "pullover front"),
+    hem=("ribbed hem", "straight hem"),
 )
 def hoodie(pen: Pen, style: Style) -> None:
-    pen.blob([(0.50, 0.05), (0.68, 0.12), (0.69, 0.27), (0.50, 0.33), (0.31, 0.27), (0.32, 0.12)],
-             tone=-1)
+    pen.blob(
+        [(0.50, 0.05), (0.68, 0.12), (0.69, 0.27), (0.50, 0.33), (0.31, 0.27), (0.32, 0.12)],
+        tone=-1,
+    )
     _torso(pen, 0.86, 0.0, "long sleeve", 0.02)
-    pen.blob([(0.50, 0.09), (0.62, 0.14), (0.61, 0.25), (0.50, 0.31), (0.39, 0.25), (0.38, 0.14)],
-             "second", -2)
+    pen.blob(
+        [(0.50, 0.09), (0.62, 0.14), (0.61, 0.25), (0.50, 0.31), (0.39, 0.25), (0.38, 0.14)],
+        "second",
+        -2,
+    )
     pen.poly([(0.38, 0.60), (0.62, 0.60), (0.70, 0.76), (0.30, 0.76)], tone=-1)
     if style["closure"] == "zip front":
         pen.line([(0.50, 0.30), (0.50, 0.87)], 0.022, "light")
@@ -107,9 +150,15 @@ def hoodie(pen: Pen, style: Style) -> None:
 
 
 @product_type(
-    "jacket", "bomber", "windbreaker", family="wear", place="streetwear",
-    materials="leather denim cotton wool", patterned=0.25,
-    collar=("stand collar", "lapel collar"), pockets=("flap pockets", "slant pockets"),
+    "jacket",
+    "bomber",
+    "windbreaker",
+    family="wear",
+    place="streetwear",
+    materials="leather denim cotton wool",
+    patterned=0.25,
+    collar=("stand collar", "lapel collar"),
+    pockets=("flap pockets", "slant pockets"),
     cut=("cropped", "hip length"),
 )
 def jacket(pen: Pen, style: Style) -> None:
@@ -129,16 +178,24 @@ def jacket(pen: Pen, style: Style) -> None:
 
 
 @product_type(
-    "coat", "overcoat", "trench coat", family="wear", place="cosy winter outfits",
-    materials="wool cotton leather", patterned=0.35,
-    closure=("belted", "double breasted", "single breasted"), collar=("wide lapels", "fur collar"),
+    "coat",
+    "overcoat",
+    "trench coat",
+    family="wear",
+    place="cosy winter outfits",
+    materials="wool cotton leather",
+    patterned=0.35,
+    closure=("belted", "double breasted", "single breasted"),
+    collar=("wide lapels", "fur collar"),
 )
 def coat(pen: Pen, style: Style) -> None:
     _torso(pen, 0.95, 0.07, "long sleeve", 0.01)
     pen.line([(0.50, 0.30), (0.50, 0.95)], 0.016, tone=-2)
     if style["collar"] == "fur collar":
-        pen.blob([(0.50, 0.08), (0.68, 0.16), (0.62, 0.32), (0.50, 0.26), (0.38, 0.32),
-                  (0.32, 0.16)], "light")
+        pen.blob(
+            [(0.50, 0.08), (0.68, 0.16), (0.62, 0.32), (0.50, 0.26), (0.38, 0.32), (0.32, 0.16)],
+            "light",
+        )
     else:
         pen.poly([(0.42, 0.11), (0.50, 0.38), (0.36, 0.44), (0.31, 0.18)], "second", 1, both=True)
     if style["closure"] == "belted":
@@ -150,9 +207,15 @@ def coat(pen: Pen, style: Style) -> None:
 
 
 @product_type(
-    "dress", "gown", "frock", family="wear", place="summer outfits",
-    materials="cotton silk linen velvet", patterned=0.7,
-    length=("mini", "midi", "maxi"), sleeve=("sleeveless", "short sleeve", "long sleeve"),
+    "dress",
+    "gown",
+    "frock",
+    family="wear",
+    place="summer outfits",
+    materials="cotton silk linen velvet",
+    patterned=0.7,
+    length=("mini", "midi", "maxi"),
+    sleeve=("sleeveless", "short sleeve", "long sleeve"),
     skirt=("a-line", "pencil"),
 )
 def dress(pen: Pen, style: Style) -> None:
@@ -161,10 +224,25 @@ def dress(pen: Pen, style: Style) -> None:
     if style["sleeve"] != "sleeveless":
         end = 0.30 if style["sleeve"] == "short sleeve" else 0.52
         lean = 0.07 if style["sleeve"] == "short sleeve" else 0.16
-        pen.poly([(0.38, 0.09), (0.33 - lean, end), (0.40 - lean, end + 0.04), (0.40, 0.24)],
-                 tone=-1, both=True)
-    pen.poly([(0.37, 0.07), (0.42, 0.06), (0.42, 0.18), (0.58, 0.18), (0.58, 0.06), (0.63, 0.07),
-              (0.63, 0.24), (0.60, 0.42), (0.40, 0.42), (0.37, 0.24)])
+        pen.poly(
+            [(0.38, 0.09), (0.33 - lean, end), (0.40 - lean, end + 0.04), (0.40, 0.24)],
+            tone=-1,
+            both=True,
+        )
+    pen.poly(
+        [
+            (0.37, 0.07),
+            (0.42, 0.06),
+            (0.42, 0.18),
+            (0.58, 0.18),
+            (0.58, 0.06),
+            (0.63, 0.07),
+            (0.63, 0.24),
+            (0.60, 0.42),
+            (0.40, 0.42),
+            (0.37, 0.24),
+        ]
+    )
     pen.poly([(0.40, 0.41), (0.60, 0.41), (0.50 + wide, hem), (0.50 - wide, hem)], tone=0)
     for k in (-0.5, 0.0, 0.5):
         pen.line([(0.50 + 0.12 * k, 0.48), (0.50 + 1.2 * wide * k, hem)], 0.014, tone=-1)
@@ -172,9 +250,14 @@ def dress(pen: Pen, style: Style) -> None:
 
 
 @product_type(
-    "skirt", "midi skirt", family="wear", place="office outfits",
-    materials="cotton denim leather wool silk", patterned=0.6,
-    length=("mini", "midi"), cut=("pleated", "pencil", "a-line"),
+    "skirt",
+    "midi skirt",
+    family="wear",
+    place="office outfits",
+    materials="cotton denim leather wool silk",
+    patterned=0.6,
+    length=("mini", "midi"),
+    cut=("pleated", "pencil", "a-line"),
 )
 def skirt(pen: Pen, style: Style) -> None:
     hem = 0.70 if style["length"] == "mini" else 0.90
@@ -190,16 +273,24 @@ def skirt(pen: Pen, style: Style) -> None:
 
 
 @product_type(
-    "trousers", "pants", "slacks", family="wear", place="office outfits",
-    materials="cotton denim wool linen leather", patterned=0.4,
-    leg=("skinny", "straight leg", "flared"), waist=("belt loops", "elastic waist"),
+    "trousers",
+    "pants",
+    "slacks",
+    family="wear",
+    place="office outfits",
+    materials="cotton denim wool linen leather",
+    patterned=0.4,
+    leg=("skinny", "straight leg", "flared"),
+    waist=("belt loops", "elastic waist"),
 )
 def trousers(pen: Pen, style: Style) -> None:
     inner, outer = {"skinny": (0.38, 0.27), "straight leg": (0.46, 0.26), "flared": (0.49, 0.16)}[
         style["leg"]
     ]
-    pen.poly([(0.33, 0.09), (0.51, 0.09), (0.51, 0.36), (inner, 0.94), (outer, 0.94), (0.29, 0.36)],
-             both=True)
+    pen.poly(
+        [(0.33, 0.09), (0.51, 0.09), (0.51, 0.36), (inner, 0.94), (outer, 0.94), (0.29, 0.36)],
+        both=True,
+    )
     pen.poly([(0.49, 0.30), (0.51, 0.30), (1 - inner, 0.94), (1 - inner + 0.04, 0.94)], tone=-1)
     pen.line([(0.39, 0.30), ((inner + outer) / 2, 0.93)], 0.014, tone=-1, both=True)
     pen.rect(0.325, 0.06, 0.675, 0.125, "second", -1)
@@ -210,16 +301,26 @@ def trousers(pen: Pen, style: Style) -> None:
 
 
 @product_type(
-    "shorts", "bermudas", family="wear", place="summer outfits",
-    materials="cotton denim linen", patterned=0.6,
-    length=("short inseam", "knee length"), waist=("drawstring", "buttoned"),
+    "shorts",
+    "bermudas",
+    family="wear",
+    place="summer outfits",
+    materials="cotton denim linen",
+    patterned=0.6,
+    length=("short inseam", "knee length"),
+    waist=("drawstring", "buttoned"),
 )
 def shorts(pen: Pen, style: Style) -> None:
     hem = 0.66 if style["length"] == "short inseam" else 0.84
-    pen.poly([(0.28, 0.20), (0.51, 0.20), (0.51, 0.46), (0.465, hem), (0.14, hem - 0.04)],
-             both=True)
-    pen.poly([(0.14, hem - 0.09), (0.47, hem - 0.05), (0.465, hem), (0.13, hem - 0.04)], "second",
-             0, both=True)
+    pen.poly(
+        [(0.28, 0.20), (0.51, 0.20), (0.51, 0.46), (0.465, hem), (0.14, hem - 0.04)], both=True
+    )
+    pen.poly(
+        [(0.14, hem - 0.09), (0.47, hem - 0.05), (0.465, hem), (0.13, hem - 0.04)],
+        "second",
+        0,
+        both=True,
+    )
     pen.rect(0.275, 0.15, 0.725, 0.23, "second", -1)
     pen.line([(0.50, 0.22), (0.50, 0.46)], 0.018, tone=-2)
     pen.line([(0.37, 0.24), (0.25, 0.40)], 0.018, tone=-2, both=True)
@@ -230,26 +331,58 @@ def shorts(pen: Pen, style: Style) -> None:
 
 
 @product_type(
-    "swimsuit", "bathing suit", "swimwear", family="wear", place="beach holiday",
-    materials="nylon", patterned=0.7,
-    cut=("one shoulder", "halter", "scoop neck"), leg=("high leg", "boy leg"),
+    "swimsuit",
+    "bathing suit",
+    "swimwear",
+    family="wear",
+    place="beach holiday",
+    materials="nylon",
+    patterned=0.7,
+    cut=("one shoulder", "halter", "scoop neck"),
+    leg=("high leg", "boy leg"),
 )
 def swimsuit(pen: Pen, style: Style) -> None:
-    leg = 0.60 if style["leg"] == "high leg" else 0.74
-    pen.blob([(0.35, 0.28), (0.50, 0.33), (0.65, 0.28), (0.66, 0.42), (0.62, 0.54), (0.68, leg),
-              (0.55, 0.90), (0.45, 0.90), (0.32, leg), (0.38, 0.54), (0.34, 0.42)])
+    leg = 0.66 if style["leg"] == "high leg" else 0.78
+    pen.poly(
+        [
+            (0.34, 0.28),
+            (0.42, 0.31),
+            (0.50, 0.33),
+            (0.58, 0.31),
+            (0.66, 0.28),
+            (0.66, 0.40),
+            (0.62, 0.54),
+            (0.69, leg),
+            (0.57, 0.84),
+            (0.54, 0.92),
+            (0.46, 0.92),
+            (0.43, 0.84),
+            (0.31, leg),
+            (0.38, 0.54),
+            (0.34, 0.40),
+        ]
+    )
     if style["cut"] == "halter":
         pen.poly([(0.36, 0.30), (0.46, 0.30), (0.515, 0.08), (0.47, 0.08)], tone=-1, both=True)
     else:
-        pen.poly([(0.35, 0.32), (0.43, 0.32), (0.42, 0.09), (0.37, 0.09)], tone=-1,
-                 both=style["cut"] == "scoop neck")
+        pen.poly(
+            [(0.35, 0.32), (0.43, 0.32), (0.42, 0.09), (0.37, 0.09)],
+            tone=-1,
+            both=style["cut"] == "scoop neck",
+        )
     pen.line([(0.38, 0.54), (0.50, 0.56), (0.62, 0.54)], 0.03, "second")
 
 
 @product_type(
-    "dungarees", "overalls", "bib overalls", family="wear", place="streetwear",
-    materials="denim cotton", patterned=0.25,
-    leg=("short leg", "full length"), pocket=("bib pocket", "no pocket"),
+    "dungarees",
+    "overalls",
+    "bib overalls",
+    family="wear",
+    place="streetwear",
+    materials="denim cotton",
+    patterned=0.25,
+    leg=("short leg", "full length"),
+    pocket=("bib pocket", "no pocket"),
 )
 def dungarees(pen: Pen, style: Style) -> None:
     hem = 0.68 if style["leg"] == "short leg" else 0.95

@@ -27,8 +27,21 @@ COLOURS: dict[str, tuple[float, float]] = {
     "turquoise": (225.0, 0.110),
     "magenta": (338.0, 0.190),
 }
-SHADES = (0.23, 0.36, 0.49, 0.62, 0.75, 0.88)  # OKLab lightness of shade 0 (very dark) ... 5 (very light)
-TRIMS = ((0.72, 0.53, 0.34), (0.36, 0.23, 0.14), (0.15, 0.15, 0.16), (0.78, 0.62, 0.28), (0.70, 0.72, 0.75))
+SHADES = (
+    0.23,
+    0.36,
+    0.49,
+    0.62,
+    0.75,
+    0.88,
+)  # OKLab lightness of shade 0 (very dark) ... 5 (very light)
+TRIMS = (
+    (0.72, 0.53, 0.34),
+    (0.36, 0.23, 0.14),
+    (0.15, 0.15, 0.16),
+    (0.78, 0.62, 0.28),
+    (0.70, 0.72, 0.75),
+)
 PATTERNS = ("plain", "striped", "pinstriped", "diagonal", "dotted", "checked", "plaid", "floral",
             "zigzag", "colour block")  # fmt: skip
 GLOSS = {"leather": 0.30, "silk": 0.34, "metal": 0.55, "glass": 0.50, "ceramic": 0.38, "plastic": 0.26,
@@ -181,7 +194,9 @@ def texture(material: str, size: int) -> np.ndarray:
             relief = 0.13 * np.sin(2 * np.pi * (y * 13 + 0.9 * warp)) + 0.04 * noise
         case "rattan":
             cell = (np.floor(x * 18) + np.floor(y * 18)) % 2
-            ridge = np.where(cell == 0, np.sin(np.pi * ((x * 18) % 1.0)), np.sin(np.pi * ((y * 18) % 1.0)))
+            ridge = np.where(
+                cell == 0, np.sin(np.pi * ((x * 18) % 1.0)), np.sin(np.pi * ((y * 18) % 1.0))
+            )
             relief = 0.42 * ridge - 0.26
         case "metal":
             relief = 0.05 * np.broadcast_to(noise[:, :1], (size, size))

@@ -33,8 +33,12 @@ STOP_WORDS = frozenset(
 def count_words(batch: pa.RecordBatch) -> pa.RecordBatch:
     """In how many records of a `WORDS_SCHEMA` batch each word occurs (`WORD_COUNTS_SCHEMA`)."""
     codes = batch.column("words").flatten().dictionary_encode()
-    counts = _count_records(codes.indices.to_numpy(), _record_of_words(batch), len(codes.dictionary))
-    return pa.RecordBatch.from_arrays([codes.dictionary, pa.array(counts)], schema=WORD_COUNTS_SCHEMA)
+    counts = _count_records(
+        codes.indices.to_numpy(), _record_of_words(batch), len(codes.dictionary)
+    )
+    return pa.RecordBatch.from_arrays(
+        [codes.dictionary, pa.array(counts)], schema=WORD_COUNTS_SCHEMA
+    )
 
 
 def count_extensions(batch: pa.RecordBatch, trie: PhraseTrie, length: int) -> pa.RecordBatch:
@@ -53,7 +57,11 @@ def count_extensions(batch: pa.RecordBatch, trie: PhraseTrie, length: int) -> pa
     word = ids[position + length - 1]
     key, code = np.unique(phrase_at[position] << 32 | word, return_inverse=True)
     counts = _count_records(code, _record_of_words(batch)[position], len(key))
-    columns = [pa.array(key >> 32, pa.int32()), pa.array(key & 0xFFFFFFFF, pa.int32()), pa.array(counts)]
+    columns = [
+        pa.array(key >> 32, pa.int32()),
+        pa.array(key & 0xFFFFFFFF, pa.int32()),
+        pa.array(counts),
+    ]
     return pa.RecordBatch.from_arrays(columns, schema=EXTENSION_COUNTS_SCHEMA)
 
 

@@ -21,7 +21,9 @@ def launch_local(command: Sequence[str], *, processes: int, devices: int | None 
     if processes < 1:
         raise UserError(f"--processes={processes} must be at least 1.")
     if not command:
-        raise UserError("name the command to run after `--`, such as: -- train --config X --workdir D.")
+        raise UserError(
+            "name the command to run after `--`, such as: -- train --config X --workdir D."
+        )
     port = _free_port()
     children = [_start(command, rank, processes, port, devices) for rank in range(processes)]
     readers = [threading.Thread(target=_relay, args=(c, r)) for r, c in enumerate(children)]
@@ -38,7 +40,9 @@ def launch_local(command: Sequence[str], *, processes: int, devices: int | None 
         for reader in readers:
             reader.join()
     if failed is not None:
-        raise UserError(f"process {failed} ended with code {children[failed].returncode}; its last lines are above.")
+        raise UserError(
+            f"process {failed} ended with code {children[failed].returncode}; its last lines are above."
+        )
 
 
 def _start(

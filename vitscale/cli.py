@@ -34,12 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         if type(error).__name__ == "Preempted":
-            print(f"vitscale {arguments.command}: {error}; the same command goes on from there.", file=sys.stderr)
+            print(
+                f"vitscale {arguments.command}: {error}; the same command goes on from there.",
+                file=sys.stderr,
+            )
             return 75
         if arguments.debug:
             raise
         print(traceback.format_exc(), file=sys.stderr)
-        print(f"vitscale {arguments.command}: a mistake of ours: {type(error).__name__}: {error}", file=sys.stderr)
+        print(
+            f"vitscale {arguments.command}: a mistake of ours: {type(error).__name__}: {error}",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -53,7 +59,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vitscale {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_shop, _add_prep, _add_train, _add_eval, _add_embed, _add_compare, _add_launch):
+    for add in (
+        _add_demo,
+        _add_shop,
+        _add_prep,
+        _add_train,
+        _add_eval,
+        _add_embed,
+        _add_compare,
+        _add_launch,
+    ):
         add(commands)
     return parser
 
@@ -67,9 +82,7 @@ def _command(
     *,
     takes_overrides: bool = False,
 ) -> argparse.ArgumentParser:
-    overrides = (
-        "\n\nAny config value can be set on the command line: --config.optim.lr=3e-4 --config.tasks.0.weight=2"
-    )
+    overrides = "\n\nAny config value can be set on the command line: --config.optim.lr=3e-4 --config.tasks.0.weight=2"
     parser = commands.add_parser(
         name,
         help=help,
@@ -108,7 +121,9 @@ def _start_jax() -> None:
 
     logging.getLogger("absl").setLevel(logging.WARNING)
     initialise()
-    cache = os.environ.get("VITSCALE_COMPILATION_CACHE", str(Path.home() / ".cache" / "vitscale" / "xla"))
+    cache = os.environ.get(
+        "VITSCALE_COMPILATION_CACHE", str(Path.home() / ".cache" / "vitscale" / "xla")
+    )
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)
 
@@ -121,8 +136,12 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         "run the whole loop on the generated catalogue and write one report",
         "vitscale demo --workdir runs/demo --size tiny",
     )
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="default: runs/demo")
-    parser.add_argument("--size", choices=("tiny", "small"), default="tiny", help="tiny: minutes on 2 cores")
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/demo"), help="default: runs/demo"
+    )
+    parser.add_argument(
+        "--size", choices=("tiny", "small"), default="tiny", help="tiny: minutes on 2 cores"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -151,7 +170,9 @@ def _shop(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from data_prep.shop import ShopConfig, generate_shop
     from vitscale.progress import Task
 
-    config = ShopConfig(products=arguments.products, image_size=arguments.image_size, seed=arguments.seed)
+    config = ShopConfig(
+        products=arguments.products, image_size=arguments.image_size, seed=arguments.seed
+    )
     with Task("render", arguments.products) as progress:
         generate_shop(config, arguments.output, progress=lambda done, total: progress.update(done))
     print(f"wrote the catalogue to {arguments.output}")
@@ -166,12 +187,20 @@ def _add_prep(commands: argparse._SubParsersAction) -> None:
         "vitscale prep --config configs/prep/shop.py --input runs/shop/catalogue.jsonl --output runs/prep",
         takes_overrides=True,
     )
-    parser.add_argument("--config", required=True, help="a file with get_config(), such as configs/prep/shop.py")
-    parser.add_argument("--input", type=Path, required=True, help="JSONL(.gz), CSV or Parquet of records")
+    parser.add_argument(
+        "--config", required=True, help="a file with get_config(), such as configs/prep/shop.py"
+    )
+    parser.add_argument(
+        "--input", type=Path, required=True, help="JSONL(.gz), CSV or Parquet of records"
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--runner", default="direct", help="Apache Beam runner; default: direct")
     parser.add_argument(
-        "--runner-option", action="append", default=[], metavar="OPTION", help="passed on to Beam; repeatable"
+        "--runner-option",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="passed on to Beam; repeatable",
     )
 
 
@@ -179,7 +208,9 @@ def _prep(arguments: argparse.Namespace, overrides: list[str]) -> None:
     try:
         import apache_beam  # noqa: F401
     except ImportError as error:
-        raise UserError("data preparation needs Apache Beam: pip install 'vitscale[prep]'.") from error
+        raise UserError(
+            "data preparation needs Apache Beam: pip install 'vitscale[prep]'."
+        ) from error
     from data_prep.pipeline import run_prep
     from data_prep.schema import PrepConfig
     from vitscale.config_loading import load_config
@@ -206,8 +237,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "vitscale train --config configs/clothing.py --workdir runs/clothing --config.data.root=/data/clothing",
         takes_overrides=True,
     )
-    parser.add_argument("--config", required=True, help="a file with get_config(), such as configs/clothing.py")
-    parser.add_argument("--workdir", type=Path, required=True, help="checkpoints, metrics and config go here")
+    parser.add_argument(
+        "--config", required=True, help="a file with get_config(), such as configs/clothing.py"
+    )
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="checkpoints, metrics and config go here"
+    )
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -219,7 +254,9 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from vitscale.train.loop import train
 
     train(config, arguments.workdir)
-    print(f"trained {config.total_steps} steps; checkpoint, metrics and config are in {arguments.workdir}")
+    print(
+        f"trained {config.total_steps} steps; checkpoint, metrics and config are in {arguments.workdir}"
+    )
 
 
 def _add_eval(commands: argparse._SubParsersAction) -> None:
@@ -231,8 +268,12 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         "vitscale eval --config configs/eval/clothing.py --checkpoint runs/clothing --output runs/clothing/eval",
         takes_overrides=True,
     )
-    parser.add_argument("--config", required=True, help="a file with get_config(), such as configs/eval/shop.py")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a workdir, or one step's folder")
+    parser.add_argument(
+        "--config", required=True, help="a file with get_config(), such as configs/eval/shop.py"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a workdir, or one step's folder"
+    )
     parser.add_argument("--output", type=Path, required=True)
 
 
@@ -243,8 +284,8 @@ def _eval(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(EvalConfig, arguments.config, overrides)
     _start_jax()
     from vitscale.evals.evaluate import evaluate
-    from vitscale.evals.report import print_metrics
     from vitscale.models.weights import load_model
+    from vitscale.terminal import print_metrics
 
     metrics = evaluate(config, load_model(arguments.checkpoint), arguments.output)
     print_metrics(metrics)
@@ -259,11 +300,19 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
         "embed the images of a CSV into a Parquet file of ids and vectors",
         "vitscale embed --checkpoint runs/clothing --input images.csv --output runs/embeddings",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a workdir, or one step's folder")
-    parser.add_argument("--input", type=Path, required=True, help="CSV with a column of image paths")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a workdir, or one step's folder"
+    )
+    parser.add_argument(
+        "--input", type=Path, required=True, help="CSV with a column of image paths"
+    )
     parser.add_argument("--image-column", default="path")
     parser.add_argument("--id-column", default=None, help="default: the image path is the id")
-    parser.add_argument("--embedding", default="auto", help="an embedding task, or 'pooled'; default: the first task")
+    parser.add_argument(
+        "--embedding",
+        default="auto",
+        help="an embedding task, or 'pooled'; default: the first task",
+    )
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--output", type=Path, required=True, help="folder for embeddings.parquet")
 
@@ -271,19 +320,37 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
 def _embed(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _start_jax()
     from vitscale.config import SourceConfig
-    from vitscale.evals.embed import embed_to_parquet
+    from vitscale.data.sources import open_source
+    from vitscale.evals.embed import EmbedOptions, embed_source, write_embeddings
+    from vitscale.evals.evaluate import choose_embedding
     from vitscale.models.weights import load_model
+    from vitscale.progress import Task
 
-    source = SourceConfig(
-        kind="csv",
-        path=str(arguments.input.absolute()),
-        image_column=arguments.image_column,
-        id_column=arguments.id_column,
+    model = load_model(arguments.checkpoint)
+    output = choose_embedding(arguments.embedding, model)
+    source = open_source(
+        SourceConfig(
+            kind="csv",
+            path=str(arguments.input.absolute()),
+            image_column=arguments.image_column,
+            id_column=arguments.id_column,
+        ),
+        ".",
+        {},
     )
-    path = embed_to_parquet(
-        load_model(arguments.checkpoint), source, arguments.output, arguments.embedding, arguments.batch_size
-    )
-    print(f"wrote {path}")
+    options = EmbedOptions(batch_size=arguments.batch_size)
+    with Task("embed", len(source)) as progress:
+        embedded = embed_source(
+            model,
+            source,
+            [output],
+            options=options,
+            progress=lambda done, _: progress.update(done),
+        )
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / "embeddings.parquet"
+    write_embeddings(path, embedded.ids, embedded.outputs[output], step=model.step)
+    print(f"wrote {len(embedded)} vectors to {path}")
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:
@@ -300,12 +367,14 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from vitscale.evals.compare import compare, print_comparison, write_comparison
+    from vitscale.evals.compare import COLUMNS, compare, row_texts, write_comparison
+    from vitscale.terminal import print_table
 
-    rows = compare(arguments.run_a, arguments.run_b)
-    print_comparison(rows)
+    a, b = arguments.run_a, arguments.run_b
+    rows = compare(a, b)
+    print_table(f"A: {a}   B: {b}", COLUMNS, [row_texts(row) for row in rows])
     if arguments.output:
-        write_comparison(rows, arguments.output)
+        write_comparison(arguments.output, rows, str(a), str(b))
         print(f"wrote {arguments.output}/compare.html")
 
 
@@ -319,7 +388,9 @@ def _add_launch(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("place", choices=("local",))
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--devices", type=int, default=None, help="fake CPU devices per process; default: real ones")
+    parser.add_argument(
+        "--devices", type=int, default=None, help="fake CPU devices per process; default: real ones"
+    )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
 
 

@@ -29,7 +29,9 @@ class ModelConfig:
     mlp_dim: int | None = None
     pooling: Literal["gap", "cls"] = "gap"
     position_embedding: Literal["learned", "sincos2d"] = "learned"
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # activations; parameters stay float32
+    compute_dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # activations; parameters stay float32
+    )
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class TaskConfig:
     kind: Literal["multi_label", "single_label", "ordinal", "embedding"]
     field: str = ""  # label field of the examples; default: the task's name
     weight: float = 1.0  # of this task's mean loss in the sum
-    loss: Literal["softmax", "sigmoid"] = "softmax"  # multi_label: softmax with target 1/k, or one sigmoid a class
+    loss: Literal["softmax", "sigmoid"] = (
+        "softmax"  # multi_label: softmax with target 1/k, or one sigmoid a class
+    )
     label_smoothing: float = 0.0
     embedding_dim: int = 64  # embedding: width of the L2-normalised vector
     temperature: float = 0.05  # embedding: of the softmax over normalised proxies
@@ -56,14 +60,22 @@ class SourceConfig:
 
     kind: Literal["shards", "csv"]
     path: str  # folder with the shards, or the CSV file
-    split: str | None = None  # split of the shards, or value of `split_column`; None takes every row of a CSV
+    split: str | None = (
+        None  # split of the shards, or value of `split_column`; None takes every row of a CSV
+    )
     split_column: str = "split"
-    image_root: str | None = None  # folder that `image_column` starts from; default: the CSV's folder
+    image_root: str | None = (
+        None  # folder that `image_column` starts from; default: the CSV's folder
+    )
     image_column: str = "path"
     id_column: str | None = None  # default: the image path is the id
     fields: tuple[str, ...] = ()  # label fields (columns) to read; default for shards: all of them
-    weight: float | None = None  # share of the mixture; default: in proportion to the number of examples
-    sampling: Literal["uniform", "sampling_weight"] = "uniform"  # shards may carry a weight per example
+    weight: float | None = (
+        None  # share of the mixture; default: in proportion to the number of examples
+    )
+    sampling: Literal["uniform", "sampling_weight"] = (
+        "uniform"  # shards may carry a weight per example
+    )
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,9 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.999
     grad_clip_norm: float = 1.0  # global norm; 0 switches it off
-    lr_multipliers: Mapping[str, float] = field(default_factory=dict)  # regex over parameter names -> factor
+    lr_multipliers: Mapping[str, float] = field(
+        default_factory=dict
+    )  # regex over parameter names -> factor
 
 
 @dataclass(frozen=True)
@@ -156,7 +170,9 @@ class TrainConfig:
         names = [task.name for task in self.tasks]
         for name in names:
             if not NAME_PATTERN.fullmatch(name):
-                raise UserError(f"tasks: the name {name!r} must be letters, digits and '_' (it names parameters).")
+                raise UserError(
+                    f"tasks: the name {name!r} must be letters, digits and '_' (it names parameters)."
+                )
             if names.count(name) > 1:
                 raise UserError(f"tasks: {name!r} is named twice; every task needs its own name.")
 
@@ -169,7 +185,9 @@ class RetrievalConfig:
     queries: SourceConfig
     index: SourceConfig
     relevant_field: str
-    embedding: str = "auto"  # an embedding task, "pooled" (the bare backbone), or auto: the first embedding task
+    embedding: str = (
+        "auto"  # an embedding task, "pooled" (the bare backbone), or auto: the first embedding task
+    )
     exclude_same_id: bool = True
     search: Literal["scann", "exact"] = "scann"  # the exact oracle always runs beside ScaNN
     neighbours: int = 10  # hits a query in neighbours.parquet; also the k of recall against exact
@@ -216,12 +234,17 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _check_positive(self, "batch_size", "bootstrap_samples", "num_threads")
-        suites = [suite.name for suite in (*self.retrieval, *self.classification, *self.knn)]
+        suites = [s.name for s in self.retrieval]
+        suites += [s.name for s in self.classification] + [s.name for s in self.knn]
         if not suites:
-            raise UserError("the eval config names no suite: add one to retrieval, classification or knn.")
+            raise UserError(
+                "the eval config names no suite: add one to retrieval, classification or knn."
+            )
         for name in suites:
             if suites.count(name) > 1:
-                raise UserError(f"two suites are called {name!r}; names key the metrics and must differ.")
+                raise UserError(
+                    f"two suites are called {name!r}; names key the metrics and must differ."
+                )
 
 
 def _check_positive(config: object, *names: str) -> None:

@@ -47,9 +47,13 @@ def read_config_file(spec: str) -> ml_collections.ConfigDict:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"config file {name} cannot be run: {type(error).__name__}: {error}.") from error
+        raise UserError(
+            f"config file {name} cannot be run: {type(error).__name__}: {error}."
+        ) from error
     if not hasattr(module, "get_config"):
-        raise UserError(f"config file {name} has no get_config(); it must return an ml_collections.ConfigDict.")
+        raise UserError(
+            f"config file {name} has no get_config(); it must return an ml_collections.ConfigDict."
+        )
     return module.get_config(argument) if argument else module.get_config()
 
 
@@ -84,7 +88,9 @@ def apply_override(tree: dict[str, Any], override: str, schema: type) -> None:
         index: Any = key
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                raise UserError(f"override {path}: {where} has {len(node)} entries; use an index below that.")
+                raise UserError(
+                    f"override {path}: {where} has {len(node)} entries; use an index below that."
+                )
             index = int(key)
         if depth == len(keys) - 1:
             node[index] = _parse_text(text, annotation)
@@ -97,7 +103,9 @@ def apply_override(tree: dict[str, Any], override: str, schema: type) -> None:
 def from_mapping(schema: type[T], tree: Mapping[str, Any], where: str = "") -> T:
     """Builds dataclass `schema` from a plain mapping, checking every key and type."""
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where or 'the config'} must be a mapping, not {type(tree).__name__} {tree!r}.")
+        raise UserError(
+            f"{where or 'the config'} must be a mapping, not {type(tree).__name__} {tree!r}."
+        )
     hints = typing.get_type_hints(schema)
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, schema))}
     for key in tree:

@@ -38,9 +38,7 @@ class Task:
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self._task = self._progress.add_task(
-                description, total=total, completed=start, info=""
-            )
+            self._task = self._progress.add_task(description, total=total, completed=start, info="")
 
     def __enter__(self) -> Task:
         if self._live:

@@ -23,8 +23,18 @@ def get_config() -> ConfigDict:
             "data": {
                 "root": ".",  # a folder of `vitscale shop`
                 "sources": [
-                    {"kind": "csv", "path": "labelled.csv", "id_column": "id", "fields": ["type", "colour", "shade"]},
-                    {"kind": "csv", "path": "matches.csv", "id_column": "id", "fields": ["product"]},
+                    {
+                        "kind": "csv",
+                        "path": "labelled.csv",
+                        "id_column": "id",
+                        "fields": ["type", "colour", "shade"],
+                    },
+                    {
+                        "kind": "csv",
+                        "path": "matches.csv",
+                        "id_column": "id",
+                        "fields": ["product"],
+                    },
                 ],
                 "global_batch_size": 128,
                 "max_labels": 1,

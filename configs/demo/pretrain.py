@@ -19,7 +19,12 @@ def get_config() -> ConfigDict:
                 "root": ".",  # a folder of `vitscale prep`
                 "sources": [
                     # Rare labels are drawn more often: sampling weight = inverse square root of frequency.
-                    {"kind": "shards", "path": "shards", "split": "train", "sampling": "sampling_weight"}
+                    {
+                        "kind": "shards",
+                        "path": "shards",
+                        "split": "train",
+                        "sampling": "sampling_weight",
+                    }
                 ],
                 "global_batch_size": 128,
             },

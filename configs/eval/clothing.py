@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
                 }
             ],
             "classification": [{"name": "test", "source": photos("test"), "tasks": ["label"]}],
-            "knn": [{"name": "knn", "train": photos("train"), "test": photos("test"), "field": "label"}],
+            "knn": [
+                {"name": "knn", "train": photos("train"), "test": photos("test"), "field": "label"}
+            ],
         }
     )

@@ -55,12 +55,17 @@ def numpy_vit(params, images, patch, heads):
             for y in range(0, image.shape[0], patch)
             for x in range(0, image.shape[1], patch)
         ]
-        x = linear(np.stack(rows), "backbone/patch_embedding") + params["backbone/position_embedding"]
+        x = (
+            linear(np.stack(rows), "backbone/patch_embedding")
+            + params["backbone/position_embedding"]
+        )
         block = 0
         while f"backbone/blocks/{block}/mlp_in/kernel" in params:
             name = f"backbone/blocks/{block}"
             x = x + attention(norm(x, f"{name}/attention_norm"), f"{name}/attention")
-            x = x + linear(gelu(linear(norm(x, f"{name}/mlp_norm"), f"{name}/mlp_in")), f"{name}/mlp_out")
+            x = x + linear(
+                gelu(linear(norm(x, f"{name}/mlp_norm"), f"{name}/mlp_in")), f"{name}/mlp_out"
+            )
             block += 1
         pooled.append(norm(x, "backbone/norm").mean(0))
     return np.stack(pooled)
@@ -71,7 +76,9 @@ def test_matches_a_plain_numpy_implementation():
     params = definition.init(0)
     rng = np.random.default_rng(0)
     # Biases and scales start at 0 and 1: random ones, so that a forgotten one shows.
-    params = {n: p + 0.1 * rng.standard_normal(p.shape).astype(np.float32) for n, p in params.items()}
+    params = {
+        n: p + 0.1 * rng.standard_normal(p.shape).astype(np.float32) for n, p in params.items()
+    }
     images = rng.uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
     ours = definition.merge(params)(jnp.asarray(images))["pooled"]
     theirs = numpy_vit({n: np.asarray(p, np.float64) for n, p in params.items()}, images, 8, 2)
@@ -150,8 +157,10 @@ def test_flops_formula_is_within_2_percent_of_xla():
         for e in _equations(jaxpr.jaxpr):
             if e.primitive.name == "dot_general":
                 contract = e.params["dimension_numbers"][0][0]
-                total += 2 * e.outvars[0].aval.size * int(
-                    np.prod([e.invars[0].aval.shape[d] for d in contract])
+                total += (
+                    2
+                    * e.outvars[0].aval.size
+                    * int(np.prod([e.invars[0].aval.shape[d] for d in contract]))
                 )
         return total / 8
 

@@ -46,14 +46,18 @@ def test_batch_must_divide():
 def test_rules_take_each_mesh_axis_once_and_skip_what_does_not_divide():
     sizes = {"replica": 1, "data": 1, "fsdp": 4, "tensor": 2}
     rules = LAYOUTS["fsdp_tp"]
-    assert resolve_spec(("embed", "mlp"), (64, 256), sizes, rules) == PartitionSpec("fsdp", "tensor")
+    assert resolve_spec(("embed", "mlp"), (64, 256), sizes, rules) == PartitionSpec(
+        "fsdp", "tensor"
+    )
     assert resolve_spec(("embed", "mlp"), (66, 255), sizes, rules) == PartitionSpec(None, None)
     assert resolve_spec(("embed",), (64,), sizes, LAYOUTS["dp"]) == PartitionSpec(None)
 
 
 def test_layout_table_adds_up():
     tasks = (TaskConfig("kind", "single_label"),)
-    definition = define_model(ModelConfig(variant="mu/8", image_size=16), tasks, {"kind": ["a"] * 8})
+    definition = define_model(
+        ModelConfig(variant="mu/8", image_size=16), tasks, {"kind": ["a"] * 8}
+    )
     sizes = {"replica": 1, "data": 1, "fsdp": 4, "tensor": 2}
     rows = resolve_layout(definition.shapes(), definition.axes(), sizes, "fsdp_tp")
     whole = resolve_layout(definition.shapes(), definition.axes(), sizes, "dp")

@@ -39,7 +39,12 @@ def make_config(photos):
             "data": {
                 "root": str(photos),
                 "sources": [
-                    {"kind": "csv", "path": "images.csv", "split": "train", "fields": ["colour", "shade"]}
+                    {
+                        "kind": "csv",
+                        "path": "images.csv",
+                        "split": "train",
+                        "fields": ["colour", "shade"],
+                    }
                 ],
                 "global_batch_size": 16,
                 "max_labels": 1,

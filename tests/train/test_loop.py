@@ -89,7 +89,13 @@ def test_training_learns_and_leaves_the_promised_files(make_config, tmp_path):
     rows = read_metrics(workdir)
     assert [row["step"] for row in rows] == list(range(1, 41))
     assert rows[-1]["train/loss"] < 0.7 * rows[0]["train/loss"]
-    assert {"train/colour/loss", "train/shade/loss", "images_per_sec", "mfu", "input_stall"} <= rows[0].keys()
+    assert {
+        "train/colour/loss",
+        "train/shade/loss",
+        "images_per_sec",
+        "mfu",
+        "input_stall",
+    } <= rows[0].keys()
     config = json.loads((workdir / "config.json").read_text())
     assert config["optim"]["lr"] == 3e-3
     assert json.loads((workdir / "classes.json").read_text())["shade"] == ["0", "1", "2"]
@@ -159,7 +165,9 @@ def test_init_takes_the_backbone_of_another_run(make_config, tmp_path):
     np.testing.assert_allclose(
         state.params["backbone/norm/scale"], taken["backbone/norm/scale"], atol=1e-6
     )
-    assert not np.allclose(state.params["heads/embedding/proxies"], taken["heads/embedding/proxies"])
+    assert not np.allclose(
+        state.params["heads/embedding/proxies"], taken["heads/embedding/proxies"]
+    )
 
 
 @pytest.mark.parametrize(

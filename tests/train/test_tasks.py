@@ -76,5 +76,7 @@ def test_unlabelled_rows_change_nothing(batch):
 
 
 def test_a_batch_without_any_label_has_zero_loss():
-    loss = task_loss(TaskConfig("t", "single_label"), jnp.ones((2, 3)), -jnp.ones((2, 1), int), jnp.zeros((2, 1)))
+    loss = task_loss(
+        TaskConfig("t", "single_label"), jnp.ones((2, 3)), -jnp.ones((2, 1), int), jnp.zeros((2, 1))
+    )
     assert loss.mean() == 0

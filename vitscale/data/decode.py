@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 Pixels = UInt8[np.ndarray, "S S 3"]
 Box = tuple[float, float, float, float]  # left, upper, right, lower; in pixels, upright
@@ -20,6 +20,7 @@ Box = tuple[float, float, float, float]  # left, upper, right, lower; in pixels,
 # Only what a catalogue holds: Pillow's other parsers are attack surface, and sniffing them costs
 # time.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM")
 ORIENTATION_TAG = 0x0112
 # What EXIF orientation 2..8 asks for, from https://exiftool.org/TagNames/EXIF.html
 TRANSPOSE = {
@@ -42,8 +43,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(Exception):
-    """An image that cannot be used; `reason` is one of a few short phrases that rejects are counted
-    by."""
+    """An image that cannot be used. Rejects are counted by `reason`, one of a few short phrases."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -51,8 +51,7 @@ class ImageError(Exception):
 
 
 def open_header(data: bytes, max_pixels: int) -> Image.Image:
-    """Checks an image's header and returns it undecoded, so that the caller may still choose a
-    decoding scale.
+    """Checks an image's header and leaves it undecoded: the caller may still choose a scale.
 
     Raises `ImageError`: "empty", "not an image" (or not of `FORMATS`), "too large" (more than
     `max_pixels`, or than the 179 million that Pillow refuses by itself).
@@ -61,26 +60,23 @@ def open_header(data: bytes, max_pixels: int) -> Image.Image:
         raise ImageError("empty")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise ImageError("not an image") from error
     except Image.DecompressionBombError as error:
         raise ImageError("too large") from error
-    except Exception as error:  # a header that a parser accepts and then chokes on
-        raise ImageError("not an image") from error
+    except Exception as error:  # UnidentifiedImageError, or whatever a parser chokes on
+        # A known signature with a broken header behind it was an image once.
+        raise ImageError("corrupt" if data.startswith(SIGNATURES) else "not an image") from error
     if image.width * image.height > max_pixels:
         raise ImageError("too large")
     return image
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """The whole image as upright 8-bit RGB. Raises `ImageError` as `open_header` and `to_rgb`
-    do."""
+    """The whole image as upright 8-bit RGB. Raises `ImageError` like the two that it calls."""
     return to_rgb(open_header(data, max_pixels))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decodes: EXIF orientation applied, every mode turned into RGB, alpha laid over white, 16 bits
-    scaled to 8.
+    """Decodes to upright RGB: alpha is laid over white, 16 bits are scaled to 8.
 
     Raises `ImageError`: "truncated", "corrupt" or "too large".
     """
@@ -93,9 +89,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError("too large") from error
     except MemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on bad data
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
         truncated = "truncated" in str(error) or isinstance(error, EOFError)
         raise ImageError("truncated" if truncated else "corrupt") from error
     upright = image if turn is None else image.transpose(turn)
@@ -109,12 +103,10 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def sample_crop(width: int, height: int, rng: np.random.Generator, min_area: float) -> Box:
-    """The Inception crop: a random box of `min_area` to 1 of the area, ratio 3/4 to 4/3 (Szegedy et
-    al., 2015).
+    """The Inception crop (Szegedy et al., 2015): `min_area` to 1 of the area, ratio 3/4 to 4/3.
 
     Ten attempts, then the largest central box of an allowed ratio, as in torchvision's
-    `RandomResizedCrop`. Corners are whole pixels, so that a crop never blends in what lies outside
-    of it.
+    `RandomResizedCrop`. Corners are whole pixels.
     """
     draws = rng.random((CROP_ATTEMPTS, 4)).tolist()
     log_ratio = math.log(4 / 3)

@@ -30,7 +30,12 @@ from vitscale.errors import UserError
 CLASSES_FILE = "classes.json"
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<shard>\d{5})-of-(?P<count>\d{5})\.array_record")
 INDEX_SCHEMA = pa.schema(
-    [("id", pa.string()), ("shard", pa.int32()), ("position", pa.int64()), ("sampling_weight", pa.float32())]
+    [
+        ("id", pa.string()),
+        ("shard", pa.int32()),
+        ("position", pa.int64()),
+        ("sampling_weight", pa.float32()),
+    ]
 )
 
 
@@ -44,7 +49,11 @@ class Labels:
     @staticmethod
     def of(ids: Sequence[int], weights: Sequence[float] | None = None) -> Labels:
         ids_array = np.asarray(ids, np.int64)
-        weight_array = np.ones(len(ids_array), np.float32) if weights is None else np.asarray(weights, np.float32)
+        weight_array = (
+            np.ones(len(ids_array), np.float32)
+            if weights is None
+            else np.asarray(weights, np.float32)
+        )
         if ids_array.shape != weight_array.shape:
             raise ValueError(f"{len(ids_array)} label ids but {len(weight_array)} weights")
         return Labels(ids_array, weight_array)
@@ -78,7 +87,8 @@ def parse_example(serialized: bytes) -> Example:
     feature = tf_example_pb2.Example.FromString(serialized).features.feature
     labels = {
         name.removesuffix("/labels"): Labels.of(
-            value.int64_list.value, feature[name.removesuffix("labels") + "weights"].float_list.value
+            value.int64_list.value,
+            feature[name.removesuffix("labels") + "weights"].float_list.value,
         )
         for name, value in feature.items()
         if name.endswith("/labels")
@@ -116,20 +126,26 @@ def write_index(folder: Path, split: str, rows: Mapping[str, Sequence[object]]) 
 def read_index(folder: Path, split: str) -> pa.Table:
     path = folder / f"index-{split}.parquet"
     if not path.is_file():
-        raise UserError(f"{folder} has no {path.name}; it is not a finished folder of shards of `vitscale prep`.")
+        raise UserError(
+            f"{folder} has no {path.name}; it is not a finished folder of shards of `vitscale prep`."
+        )
     return pq.read_table(path, schema=INDEX_SCHEMA)
 
 
 def write_classes(folder: Path, classes: Mapping[str, Sequence[str]]) -> None:
     temporary = folder / (CLASSES_FILE + ".tmp")
-    temporary.write_text(json.dumps({k: list(v) for k, v in classes.items()}, ensure_ascii=False, indent=1))
+    temporary.write_text(
+        json.dumps({k: list(v) for k, v in classes.items()}, ensure_ascii=False, indent=1)
+    )
     temporary.rename(folder / CLASSES_FILE)
 
 
 def read_classes(folder: Path) -> dict[str, list[str]]:
     path = folder / CLASSES_FILE
     if not path.is_file():
-        raise UserError(f"{folder} has no {CLASSES_FILE}; it is not a finished folder of shards of `vitscale prep`.")
+        raise UserError(
+            f"{folder} has no {CLASSES_FILE}; it is not a finished folder of shards of `vitscale prep`."
+        )
     return json.loads(path.read_text())
 
 
@@ -147,17 +163,27 @@ def find_shards(folder: Path, split: str) -> list[Path]:
             found[int(match["shard"])] = path
             counts.add(int(match["count"]))
     if not found:
-        have = f"it has the splits {', '.join(sorted(splits))}" if splits else "run `vitscale prep` to write some"
+        have = (
+            f"it has the splits {', '.join(sorted(splits))}"
+            if splits
+            else "run `vitscale prep` to write some"
+        )
         raise UserError(f"no shards of split {split!r} in {folder}: {have}.")
     if len(counts) > 1:
-        raise UserError(f"{folder} mixes shards of several runs for split {split!r}: {sorted(counts)} shards each.")
+        raise UserError(
+            f"{folder} mixes shards of several runs for split {split!r}: {sorted(counts)} shards each."
+        )
     missing = sorted(set(range(counts.pop())) - set(found))
     if missing:
-        raise UserError(f"{folder} lacks shard {missing[0]} of split {split!r} ({len(missing)} missing).")
+        raise UserError(
+            f"{folder} lacks shard {missing[0]} of split {split!r} ({len(missing)} missing)."
+        )
     return [found[i] for i in sorted(found)]
 
 
-def write_tfds_metadata(folder: Path, fields: Sequence[str], splits: Mapping[str, Sequence[int]]) -> None:
+def write_tfds_metadata(
+    folder: Path, fields: Sequence[str], splits: Mapping[str, Sequence[int]]
+) -> None:
     """Writes `features.json` and `dataset_info.json`, so that `tfds.builder_from_directory(folder)` works.
 
     `splits` maps a split to the number of examples in each of its shards.

@@ -41,7 +41,9 @@ class Source(Protocol):
     # Label field -> class names; the label ids of the examples index them.
     classes: Mapping[str, Sequence[str]]
     sampling_weights: Float[np.ndarray, " N"] | None  # None: uniform
-    unknown_labels: dict[str, int]  # field -> labels left out because `classes` has no such value
+    # Field -> labels left out because `classes` has no such value: of a CSV all of them, of shards
+    # those that were read.
+    unknown_labels: dict[str, int]
 
     def __len__(self) -> int: ...
 

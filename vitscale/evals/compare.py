@@ -104,13 +104,13 @@ def to_markdown(rows: Sequence[ComparisonRow], name_a: str, name_b: str) -> str:
         f"| {' | '.join(COLUMNS)} |",
         f"|---|{'---:|' * (len(COLUMNS) - 2)}---|",
     ]
-    lines += [f"| {' | '.join(_texts(row))} |" for row in rows]
+    lines += [f"| {' | '.join(row_texts(row))} |" for row in rows]
     return "\n".join([*lines, "", _explanation(rows)]) + "\n"
 
 
 def to_html(rows: Sequence[ComparisonRow], name_a: str, name_b: str) -> str:
     """The same table as a page."""
-    content = report.table(Table(COLUMNS, [_texts(row) for row in rows]))
+    content = report.table(Table(COLUMNS, [row_texts(row) for row in rows]))
     section = Section("Paired differences", content, _explanation(rows))
     return report.page("Comparison", [section], subtitle=f"A: {name_a}, B: {name_b}")
 
@@ -129,7 +129,7 @@ def to_json(rows: Sequence[ComparisonRow]) -> str:
     return json.dumps(entries, indent=1, allow_nan=False) + "\n"
 
 
-def _texts(row: ComparisonRow) -> list[str]:
+def row_texts(row: ComparisonRow) -> list[str]:
     paired, number = row.paired, report.format_number
     return [
         row.metric,

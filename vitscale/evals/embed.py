@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from vitscale.errors import UserError
 from vitscale.evals.metrics import PAD
 
 if TYPE_CHECKING:
+    from vitscale.data.loader import Batch
     from vitscale.data.sources import Source
     from vitscale.models.weights import LoadedModel
 
@@ -54,7 +55,7 @@ class Embedded:
     ids: list[str]
     outputs: dict[str, Float[np.ndarray, "N D"]]  # float32
     labels: dict[str, Int[np.ndarray, "N K"]]  # label ids, padded with -1
-    num_rejected: int = 0  # images that could not be decoded
+    rejects: dict[str, str] = field(default_factory=dict)  # id -> reason, of undecodable images
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,7 +99,7 @@ def embed_source(
         collected.add(batch, result)
         if progress is not None:
             progress(collected.count, len(source))
-    return collected.finish(outputs, fields, num_examples=len(source))
+    return collected.finish(outputs, fields, source.name)
 
 
 def compile_apply(
@@ -133,18 +134,20 @@ class _Collected:
     def __init__(self) -> None:
         self.count = 0
         self._ids: list[str] = []
+        self._rejects: dict[str, str] = {}
         self._labels: list[Mapping[str, np.ndarray]] = []
         self._outputs: list[dict[str, np.ndarray]] = []
         self._pending: tuple[np.ndarray, dict[str, Array]] | None = None
 
-    def add(self, batch: Any, result: dict[str, Array]) -> None:
+    def add(self, batch: Batch, result: dict[str, Array]) -> None:
         self._fetch()
         valid = np.asarray(batch.valid, bool)
         ids = [name for name, keep in zip(batch.ids, valid, strict=True) if keep]
         self._ids.extend(ids)
         self._labels.append({name: np.asarray(v)[valid] for name, v in batch.labels.items()})
         self._pending = (valid, result)
-        self.count += len(ids)
+        self._rejects |= batch.rejects
+        self.count += len(ids) + len(batch.rejects)
 
     def _fetch(self) -> None:
         if self._pending is not None:
@@ -152,15 +155,15 @@ class _Collected:
             self._outputs.append({n: np.asarray(v, np.float32)[valid] for n, v in result.items()})
             self._pending = None
 
-    def finish(self, outputs: Sequence[str], fields: Sequence[str], num_examples: int) -> Embedded:
+    def finish(self, outputs: Sequence[str], fields: Sequence[str], source: str) -> Embedded:
         self._fetch()
         if not self._ids:
-            raise UserError(f"none of the {num_examples} images of the source could be embedded.")
+            raise UserError(f"none of the images of {source} can be read.")
         return Embedded(
             ids=self._ids,
             outputs={n: np.concatenate([part[n] for part in self._outputs]) for n in outputs},
             labels={n: _trimmed([part[n] for part in self._labels]) for n in fields},
-            num_rejected=num_examples - len(self._ids),
+            rejects=self._rejects,
         )
 
 

@@ -58,7 +58,7 @@ PER_QUERY_SCHEMA = pa.schema(
 REJECTS_SCHEMA = pa.schema([("id", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
 
 Metrics = dict[str, dict[str, float | int | None]]  # "<suite>/<metric>" -> value, low, high, n
-SourceProgress = Callable[[str, int, int], None]  # (path of the source, examples done, in all)
+SourceProgress = Callable[[str, int, int], None]  # (name of the source, examples done, in all)
 
 
 @dataclass
@@ -205,7 +205,7 @@ def _read_sources(
     reads = {}
     for key, request in requests.items():
 
-        def tell(done: int, total: int, name: str = key.path) -> None:
+        def tell(done: int, total: int, name: str = opened[key].name) -> None:
             if progress is not None:
                 progress(name, done, total)
 
@@ -241,9 +241,9 @@ def _run_retrieval(
             bootstrap,
         )
         note = (
-            f"{len(queries.embedded):,} queries of {suite.queries.path} in {len(index.embedded):,} "
-            f"items of {suite.index.path}; relevant: same {suite.relevant_field}; "
-            f"embedding: {embedding}; search: {suite.search}."
+            f"{len(queries.embedded):,} queries of {queries.source.name} in "
+            f"{len(index.embedded):,} items of {index.source.name}; relevant: same "
+            f"{suite.relevant_field}; embedding: {embedding}; search: {suite.search}."
         )
         yield SuiteReport(result, note, queries.source, index.source)
 
@@ -262,7 +262,8 @@ def _run_classification(
             note = f"Not measured: no head of the model reads a field of {suite.source.path}."
             yield SuiteReport(SuiteResult(suite.name), note)
             continue
-        embedded = reads[_key(suite.source)].embedded
+        read = reads[_key(suite.source)]
+        embedded = read.embedded
         labels, unknown = {}, {}
         for name in {task.label_field for task in tasks}:
             labels[name], unknown[name] = to_model_classes(
@@ -271,13 +272,13 @@ def _run_classification(
         result = suites.classification(
             suite.name, tasks, embedded.ids, embedded.outputs, labels, unknown, bootstrap
         )
-        yield SuiteReport(result, f"{len(embedded):,} images of {suite.source.path}.")
+        yield SuiteReport(result, f"{len(embedded):,} images of {read.source.name}.")
 
 
 def to_model_classes(
     labels: Int[np.ndarray, "N K"], names: Sequence[str], model_names: Sequence[str]
 ) -> tuple[Int[np.ndarray, "N K"], int]:
-    """Label ids in the model's numbering, known ones first, and how many the model does not know."""
+    """Label ids in the model's numbering, known first, and how many the model lacks."""
     row_of = {name: row for row, name in enumerate(model_names)}
     # Index -1 of the table is PAD's own entry.
     mapping = np.array([*(row_of.get(name, PAD) for name in names), PAD], np.int64)
@@ -294,7 +295,8 @@ def _run_knn(
     bootstrap: Bootstrap,
 ) -> Iterable[SuiteReport]:
     for suite in config.knn:
-        train, test = reads[_key(suite.train)].embedded, reads[_key(suite.test)].embedded
+        train_read, test_read = reads[_key(suite.train)], reads[_key(suite.test)]
+        train, test = train_read.embedded, test_read.embedded
         embedding = choose_embedding(suite.embedding, model)
         result = suites.knn(
             suite,
@@ -306,8 +308,9 @@ def _run_knn(
             bootstrap,
         )
         note = (
-            f"{suite.field} of {len(test):,} images of {suite.test.path} by the vote of their "
-            f"{suite.k} nearest of {len(train):,} in {suite.train.path}; embedding: {embedding}."
+            f"{suite.field} of {len(test):,} images of {test_read.source.name} by vote of their "
+            f"{suite.k} nearest of {len(train):,} in {train_read.source.name}; "
+            f"embedding: {embedding}."
         )
         yield SuiteReport(result, note)
 
@@ -380,15 +383,10 @@ def per_query_table(results: Sequence[SuiteResult]) -> pa.Table:
 def rejects_table(reads: Mapping[SourceConfig, _Read]) -> pa.Table:
     """Ids of the images that could not be decoded, by source."""
     rows: dict[str, list[str]] = {"id": [], "stage": [], "reason": []}
-    for key, read in reads.items():
-        if read.embedded.num_rejected:
-            kept = set(read.embedded.ids)
-            names = (read.source.example_id(i) for i in range(len(read.source)))
-            for name in names:
-                if name not in kept:
-                    rows["id"].append(name)
-                    rows["stage"].append(f"embed {key.path}")
-                    rows["reason"].append("the image could not be read")
+    for read in reads.values():
+        rows["id"] += read.embedded.rejects.keys()
+        rows["stage"] += [f"embed {read.source.name}"] * len(read.embedded.rejects)
+        rows["reason"] += read.embedded.rejects.values()
     return pa.table(rows, schema=REJECTS_SCHEMA)
 
 

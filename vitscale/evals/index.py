@@ -31,7 +31,8 @@ INDEX_BLOCK = 65_536  # scores of a block: 512 x 65,536 float32 = 128 MiB
 class Index(Protocol):
     """What a search structure offers."""
 
-    ids: Sequence[str]
+    @property
+    def ids(self) -> Sequence[str]: ...
 
     def search(
         self, queries: Float[np.ndarray, "Q D"], k: int
@@ -99,7 +100,7 @@ def _merge_block(
     *,
     k: int,
 ) -> tuple[Int[Array, "q k"], Float[Array, "q k"]]:
-    """Best k of those so far and of the block that starts at row `start`; from `size` on: padding."""
+    """Best k of those so far and of the block from row `start`; rows >= `size` are padding."""
     products = jnp.matmul(queries, vectors.T, precision=lax.Precision.HIGHEST)
     products = jnp.where(start + jnp.arange(len(vectors)) < size, products, -jnp.inf)
     block_scores, block_rows = lax.top_k(products, min(k, len(vectors)))
@@ -123,10 +124,10 @@ class ScannParams:
 
 
 def choose_scann_params(size: int, dim: int, k: int) -> ScannParams:
-    """Settings by corpus size: exhaustive < 256 <= quantised only < 20,000 <= tree and quantised.
+    """Settings by corpus size: exhaustive < 256 <= quantised < 20,000 <= tree and quantised.
 
     Bounds are ScaNN's own advice (docs/algorithms.md: a tree pays from about 20k points; leaves
-    near the square root of the size). 256 vectors give each of the 16 centres of a block some examples.
+    near the square root of the size). With 256 vectors each of a block's 16 centres has some.
     """
     reorder = min(size, max(100, 10 * k))
     if size < 256 or dim < 2:
@@ -149,7 +150,7 @@ class ScannIndex:
     ) -> None:
         self.ids, vectors = check_corpus(ids, vectors)
         self._shape = vectors.shape
-        self.params = params or choose_scann_params(*vectors.shape, k=10)
+        self.params = params or choose_scann_params(len(vectors), vectors.shape[1], k=10)
         self._threads = num_threads or os.cpu_count() or 1
         self._searcher = _build_searcher(vectors, self.params, self._threads)
 

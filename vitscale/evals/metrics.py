@@ -36,9 +36,9 @@ def count_relevant(
     query_labels: Int[np.ndarray, "Q K"], index_labels: Int[np.ndarray, "N L"]
 ) -> Int[np.ndarray, " Q"]:
     """How many index items share a label id with each query (an item counts once)."""
-    items_of: defaultdict[int, list[int]] = defaultdict(list)
+    items_of: defaultdict[int, set[int]] = defaultdict(set)
     for row, label in np.argwhere(index_labels != PAD):
-        items_of[int(index_labels[row, label])].append(int(row))
+        items_of[int(index_labels[row, label])].add(int(row))
     counts = np.zeros(len(query_labels), np.int64)
     for query, labels in enumerate(query_labels):
         found = [items_of[label] for label in labels.tolist() if label != PAD and label in items_of]
@@ -65,7 +65,7 @@ def precision_at(
     relevant: Bool[np.ndarray, "Q d"], num_relevant: Int[np.ndarray, " Q"], k: int
 ) -> Float[np.ndarray, " Q"]:
     """P@k: share of the first k ranks that are relevant (a smaller index cannot fill k)."""
-    return _defined(relevant[:, :k].sum(axis=1) / k, num_relevant)
+    return _defined(np.divide(relevant[:, :k].sum(axis=1), k), num_relevant)
 
 
 def recall_at(

@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,7 +20,7 @@ from vitscale.evals.stats import Estimate
 _INK = "#010203"
 # Okabe & Ito: told apart by people with any kind of colour vision. Legible on white and on black.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's own font
     "svg.hashsalt": "vitscale",  # the same figure gives the same file
     "font.family": "sans-serif",
@@ -87,7 +88,8 @@ def line_plot(
                 marker="o" if few else None,
                 markersize=3.5,
             )
-        _finish(axes, x_label, y_label, log_x, log_y, legend=len(series) > 1)
+        drawn = any(len(x) for x, _ in series.values())  # a log axis of nothing has no limits
+        _finish(axes, x_label, y_label, log_x and drawn, log_y and drawn, len(series) > 1)
         return figure_svg(figure, alt or f"{y_label} against {x_label}: {', '.join(series)}")
 
 
@@ -120,7 +122,7 @@ def interval_plot(estimates: Mapping[str, Estimate], *, x_label: str, alt: str =
             axes.plot([estimate.value], [i], "o", color=color, markersize=7, label=name)
         axes.set_yticks(range(len(estimates)), list(estimates))
         axes.set_ylim(len(estimates) - 0.5, -0.5)
-        _finish(axes, x_label, "", False, False, legend=False)
+        _finish(axes, x_label, "", False, False, False)
         told = ", ".join(f"{name} {e.value:.3f}" for name, e in estimates.items())
         return figure_svg(figure, alt or f"{x_label}: {told}")
 
@@ -130,9 +132,7 @@ def _axes(height: float = 3.2) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _finish(
-    axes: Axes, x_label: str, y_label: str, log_x: bool, log_y: bool, *, legend: bool
-) -> None:
+def _finish(axes: Axes, x_label: str, y_label: str, log_x: bool, log_y: bool, legend: bool) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if log_x:

@@ -1,8 +1,8 @@
 """Building blocks of self-contained HTML reports: pages, tables, galleries.
 
 Small dataclasses go in, `Markup` comes out. Every text is escaped by jinja2; what is already
-`Markup` is taken as it is. A page holds its styles, images (data URIs) and plots (SVG, see `plots`), so that
-one file opens offline, in light and dark, on a desk and on a phone.
+`Markup` is taken as it is. A page holds its styles, images (data URIs) and plots (SVG, see
+`plots`), so that one file opens offline, in light and dark, on a desk and on a phone.
 """
 
 from __future__ import annotations

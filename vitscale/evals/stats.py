@@ -119,7 +119,7 @@ def paired_difference(
     a, b = a[both], b[both]
     chosen = None if groups is None else groups[both]
     if len(a) == 0:
-        return PairedDifference(*[math.nan] * 6, n=0)
+        return PairedDifference(*(math.nan,) * 6, 0)
     estimate = bootstrap_mean(b - a, samples=samples, seed=seed, groups=chosen)
     sums, _ = _group_sums(b - a, chosen)
     return PairedDifference(

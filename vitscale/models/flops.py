@@ -35,7 +35,9 @@ def forward_flops(definition: ModelDefinition) -> float:
     projections = 2 * tokens * (4 * width * width + 2 * width * mlp_dim)
     attention = 2 * 2 * tokens * tokens * width
     heads = sum(
-        2 * s.size for n, s in definition.shapes().items() if n.startswith("heads/") and len(s.shape) == 2
+        2 * s.size
+        for n, s in definition.shapes().items()
+        if n.startswith("heads/") and len(s.shape) == 2
     )
     return depth * (projections + attention) + _patch_flops(definition) + heads
 

@@ -66,7 +66,9 @@ class ModelDefinition:
     def merge(self, params: Params) -> MultiTaskModel:
         """The module with these parameters in it (inside a jitted function: costs nothing at run time)."""
         graphdef, state = self._abstract()
-        flat = [(path, var.replace(params["/".join(map(str, path))])) for path, var in _items(state)]
+        flat = [
+            (path, var.replace(params["/".join(map(str, path))])) for path, var in _items(state)
+        ]
         return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -75,11 +77,12 @@ class ModelDefinition:
 
     def axes(self) -> dict[str, tuple[str, ...]]:
         """Logical axis names of every parameter."""
-        named = {"/".join(map(str, p)): v.get_metadata().get("axes") for p, v in _items(self._abstract()[1])}
-        for name, shape in self.shapes().items():
-            axes = named[name]
-            if axes is None or len(axes) != len(shape.shape):
-                raise ValueError(f"parameter {name} {shape.shape} does not say what its axes mean: {axes}")
+        named: dict[str, tuple[str, ...]] = {}
+        for path, variable in _items(self._abstract()[1]):
+            axes, shape = variable.get_metadata().get("axes"), variable.get_value().shape
+            if axes is None or len(axes) != len(shape):
+                raise ValueError(f"parameter {path} {shape} does not say what its axes mean: {axes}")
+            named["/".join(map(str, path))] = axes
         return named
 
     def _create(self, seed: int | Array) -> MultiTaskModel:
@@ -101,7 +104,9 @@ def define_model(
                 f"task {task.name!r} reads the label field {task.label_field!r}, but no source has labels for it; "
                 f"the sources have: {have}."
             )
-    return ModelDefinition(config, tuple(tasks), {name: len(names) for name, names in classes.items()})
+    return ModelDefinition(
+        config, tuple(tasks), {name: len(names) for name, names in classes.items()}
+    )
 
 
 def _items(state: nnx.State) -> list[tuple[tuple, nnx.Variable]]:

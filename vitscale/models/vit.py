@@ -197,7 +197,7 @@ def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B N P
 
 
 def sincos2d(grid: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
-    """Fixed 2-D sine-cosine position embedding `[grid², width] float32` (Chen et al., 2021; big_vision's MoCo v3 form)."""
+    """Fixed 2-D sine-cosine position embedding `[grid², width] float32` (MoCo v3, Chen et al., 2021)."""
     if width % 4:
         raise UserError(f"sincos2d needs a width that divides by 4, not {width}.")
     y, x = np.mgrid[:grid, :grid].astype(np.float64)

@@ -56,7 +56,9 @@ def load_model(checkpoint: Path) -> LoadedModel:
     return LoadedModel(config, meta["classes"], meta["step"], step_folder, definition, params)
 
 
-def random_model(config: TrainConfig, classes: Mapping[str, Sequence[str]], seed: int = 0) -> LoadedModel:
+def random_model(
+    config: TrainConfig, classes: Mapping[str, Sequence[str]], seed: int = 0
+) -> LoadedModel:
     """The same model untrained: the floor of every comparison."""
     plain = {name: list(names) for name, names in classes.items()}
     definition = define_model(config.model, config.tasks, plain)
@@ -77,6 +79,15 @@ def find_step(path: Path) -> Path:
         f"no finished checkpoint in {path}: give the workdir of a `vitscale train` run that has saved, or one step "
         f"such as WORKDIR/{CHECKPOINTS}/1000."
     )
+
+
+def has_step(workdir: Path) -> bool:
+    """Whether a workdir holds a finished checkpoint."""
+    try:
+        find_step(workdir)
+    except UserError:
+        return False
+    return True
 
 
 def read_meta(step_folder: Path) -> dict[str, Any]:

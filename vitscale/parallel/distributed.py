@@ -20,7 +20,9 @@ def initialise() -> None:
     coordinator = os.environ.get(COORDINATOR)
     if not coordinator:
         return
-    missing = [name for name in (NUM_PROCESSES, PROCESS_ID) if not os.environ.get(name, "").isdigit()]
+    missing = [
+        name for name in (NUM_PROCESSES, PROCESS_ID) if not os.environ.get(name, "").isdigit()
+    ]
     if missing:
         raise UserError(f"{COORDINATOR} is set but {' and '.join(missing)} is not a number.")
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":

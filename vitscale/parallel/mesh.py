@@ -21,7 +21,9 @@ def resolve_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     sizes = [getattr(config, axis) for axis in AXES]
     text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"mesh ({text}): sizes are at least 1, and at most one may be -1 (the rest).")
+        raise UserError(
+            f"mesh ({text}): sizes are at least 1, and at most one may be -1 (the rest)."
+        )
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         if num_devices % known:

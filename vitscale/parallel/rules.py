@@ -26,7 +26,12 @@ def resolve_spec(
     for logical, mesh_axis in rules:
         for dimension, name in enumerate(axes):
             free = dimension not in taken and mesh_axis not in taken.values()
-            if name == logical and free and sizes[mesh_axis] > 1 and shape[dimension] % sizes[mesh_axis] == 0:
+            if (
+                name == logical
+                and free
+                and sizes[mesh_axis] > 1
+                and shape[dimension] % sizes[mesh_axis] == 0
+            ):
                 taken[dimension] = mesh_axis
     return PartitionSpec(*(taken.get(d) for d in range(len(axes))))
 

@@ -21,7 +21,7 @@ from vitscale.data.sources import Source, collect_classes, open_source
 from vitscale.errors import UserError
 from vitscale.models.flops import device_peak_flops, train_flops
 from vitscale.models.multitask import ModelDefinition, define_model
-from vitscale.models.weights import find_step, read_meta, read_params
+from vitscale.models.weights import find_step, has_step, read_meta, read_params
 from vitscale.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated
 from vitscale.progress import Task
 from vitscale.train.checkpoint import CheckpointStore
@@ -88,12 +88,17 @@ def run_steps(
                 values = {f"train/{k}": float(v) for k, v in jax.device_get(metrics).items()}
                 values |= meter.read(flops, peak)
                 writer.write(step, values)
-                progress.update(step, f"loss {values['train/loss']:.3f}, {values['images_per_sec']:.0f} images/s")
+                progress.update(
+                    step,
+                    f"loss {values['train/loss']:.3f}, {values['images_per_sec']:.0f} images/s",
+                )
                 write_rejects(workdir, loader)
             if step % config.checkpoint.every_steps == 0 or step == total or stop.requested:
                 store.save(step, state, config, classes, loader.get_state())
             if stop.requested and step < total:
-                raise Preempted(f"stopped by SIGTERM after step {step}, which is saved in {workdir}")
+                raise Preempted(
+                    f"stopped by SIGTERM after step {step}, which is saved in {workdir}"
+                )
     writer.close()
     return state
 
@@ -164,7 +169,9 @@ def initial_params(config: InitConfig, definition: ModelDefinition) -> dict[str,
         raise UserError(f"init.include={config.include!r} matches no parameter of this model.")
     for name in wanted:
         if name not in theirs:
-            raise UserError(f"init.checkpoint {folder} has no parameter {name}; narrow init.include.")
+            raise UserError(
+                f"init.checkpoint {folder} has no parameter {name}; narrow init.include."
+            )
         if theirs[name].shape != ours[name].shape:
             raise UserError(
                 f"init.checkpoint {folder}: {name} is {theirs[name].shape}, this model needs {ours[name].shape}."
@@ -181,14 +188,14 @@ def put_batch(batch: Batch, mesh: Mesh) -> dict[str, Any]:
     )
 
 
-def claim_workdir(
-    workdir: Path, config: TrainConfig, classes: Mapping[str, Sequence[str]]
-) -> None:
-    """Writes `config.json` and `classes.json`; refuses a workdir that belongs to another config."""
+def claim_workdir(workdir: Path, config: TrainConfig, classes: Mapping[str, Sequence[str]]) -> None:
+    """Writes `config.json` and `classes.json`; refuses a workdir with checkpoints of another config."""
     text = to_json(config)
     path = workdir / CONFIG_FILE
-    changed = _changed_keys(json.loads(path.read_text()), json.loads(text)) if path.is_file() else []
-    changed = [key for key in changed if not key.startswith(FREE_KEYS)]
+    changed: list[str] = []
+    if path.is_file() and has_step(workdir):
+        keys = _changed_keys(json.loads(path.read_text()), json.loads(text))
+        changed = [key for key in keys if not key.startswith(FREE_KEYS)]
     if changed:
         raise UserError(
             f"{workdir} holds a run of another config (it differs in {', '.join(changed[:5])}); "
@@ -196,7 +203,10 @@ def claim_workdir(
         )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        _write(workdir / CLASSES_FILE, json.dumps({k: list(v) for k, v in classes.items()}, ensure_ascii=False))
+        _write(
+            workdir / CLASSES_FILE,
+            json.dumps({k: list(v) for k, v in classes.items()}, ensure_ascii=False),
+        )
         _write(path, text)
 
 
@@ -204,7 +214,10 @@ def write_rejects(workdir: Path, loader: TrainLoader) -> None:
     """Every image that could not be decoded so far, with its reason."""
     rejects = loader.rejects
     if rejects and jax.process_index() == 0:
-        rows = [json.dumps({"id": name, "stage": "decode", "reason": why}) for name, why in rejects.items()]
+        rows = [
+            json.dumps({"id": name, "stage": "decode", "reason": why})
+            for name, why in rejects.items()
+        ]
         _write(workdir / REJECTS_FILE, "\n".join(rows) + "\n")
 
 
@@ -219,6 +232,8 @@ def _changed_keys(old: Any, new: Any, where: str = "") -> list[str]:
         return [
             key
             for name in {**old, **new}
-            for key in _changed_keys(old.get(name), new.get(name), f"{where}.{name}" if where else name)
+            for key in _changed_keys(
+                old.get(name), new.get(name), f"{where}.{name}" if where else name
+            )
         ]
     return [] if old == new else [where]

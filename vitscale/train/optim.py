@@ -61,7 +61,9 @@ def resolve_multipliers(rules: Mapping[str, float], names: list[str]) -> dict[st
     """The factor of every parameter: the first rule that matches, else 1. A rule that matches nothing is an error."""
     for pattern in rules:
         if not any(re.search(pattern, name) for name in names):
-            raise UserError(f"optim.lr_multipliers: {pattern!r} matches no parameter; names look like {names[0]}.")
+            raise UserError(
+                f"optim.lr_multipliers: {pattern!r} matches no parameter; names look like {names[0]}."
+            )
     return {
         name: next((factor for pattern, factor in rules.items() if re.search(pattern, name)), 1.0)
         for name in names

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
-from vitscale.models.multitask import ModelDefinition, Params
+from vitscale.models.multitask import ModelDefinition
 from vitscale.parallel.mesh import replicated
 from vitscale.parallel.rules import parameter_shardings
 
@@ -19,10 +19,13 @@ from vitscale.parallel.rules import parameter_shardings
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything a step changes. Randomness is a function of (seed, example), so there is no RNG to keep."""
+    """Everything a step changes; the same tree holds arrays, their shapes, or their shardings.
 
-    step: Int[Array, ""]  # int32: steps done
-    params: Params  # float32 masters
+    Randomness is a function of (seed, example), so there is no RNG to keep.
+    """
+
+    step: Any  # [] int32: steps done
+    params: dict[str, Any]  # float32 masters
     opt_state: Any
 
 

@@ -45,7 +45,7 @@ def softmax_loss(
     labels: Int[Array, "B K"],
     weights: Float[Array, "B K"],
     label_smoothing: float = 0.0,
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """Cross-entropy against targets in proportion to the weights.
 
     With k equal weights it is SWAG's target 1/k on each label (Singh et al., 2022, arXiv 2201.08371); with one label,
@@ -60,7 +60,7 @@ def softmax_loss(
 
 def sigmoid_loss(
     logits: Float[Array, "B C"], labels: Int[Array, "B K"], weights: Float[Array, "B K"]
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """One binary cross-entropy a class, summed over classes (CatLIP's `batch_mean`, arXiv 2404.15653)."""
     present = (weights > 0).astype(jnp.float32)
     picked = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1)

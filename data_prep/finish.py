@@ -1,0 +1,137 @@
+"""Plans the shards from the picked labels, and describes them once they are written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_prep.balance import TRAIN, VALIDATION
+from data_prep.stages import Work
+from data_prep.write import (
+    SHARD_PLAN_SCHEMA,
+    TableFile,
+    list_parts,
+    read_part,
+    write_part,
+    write_table,
+)
+from vitscale.data.records import write_classes, write_index, write_tfds_metadata
+
+EXAMPLES_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.binary()),
+        ("sources", pa.list_(pa.string())),  # of each text
+        ("texts", pa.list_(pa.string())),
+    ]
+)
+
+
+def plan_shards(work: Work, folder: Path) -> list[tuple[str, int, int]]:
+    """Writes which examples go into each shard to plans/; returns (split, shard, number of shards).
+
+    Examples keep the input's order; the loader shuffles.
+    """
+    sizes: dict[str, int] = {}
+    size = work.config.examples_per_shard
+    for split in (TRAIN, VALIDATION):
+        waiting = SHARD_PLAN_SCHEMA.empty_table()
+        for rows in _examples(work, folder, split):
+            waiting = pa.concat_tables([waiting, rows])
+            while waiting.num_rows >= size:
+                _write_plan(work, split, sizes, waiting.slice(0, size))
+                waiting = waiting.slice(size)
+        if waiting.num_rows:
+            _write_plan(work, split, sizes, waiting)
+    return [(split, i, count) for split, count in sizes.items() for i in range(count)]
+
+
+def write_shard_metadata(
+    work: Work, folder: Path, plans: Sequence[tuple[str, int, int]], classes: Sequence[str]
+) -> None:
+    """Indices, class names and what TFDS needs, beside the shards."""
+    shards = folder / "shards"
+    lengths: dict[str, list[int]] = {}
+    rows: dict[str, dict[str, list[object]]] = {}
+    for split, index, _ in plans:
+        columns = ["id", "sampling_weight"]
+        plan = read_part(work / "plans", f"{split}-{index:05d}", columns)
+        table = rows.setdefault(
+            split, {"id": [], "shard": [], "position": [], "sampling_weight": []}
+        )
+        table["id"] += plan.column("id").to_pylist()
+        table["shard"] += [index] * plan.num_rows
+        table["position"] += range(plan.num_rows)
+        table["sampling_weight"] += plan.column("sampling_weight").to_pylist()
+        lengths.setdefault(split, []).append(plan.num_rows)
+    for split, table in rows.items():
+        write_index(shards, split, table)
+    write_classes(shards, {work.config.label_field: classes})
+    write_tfds_metadata(shards, [work.config.label_field], lengths)
+
+
+def choose_examples(work: Work, folder: Path) -> TableFile:
+    """Writes examples.parquet: labelled records for the report, drawn by a hash of their id."""
+    count = work.config.report_examples
+    chosen: list[tuple[bytes, dict[str, object]]] = []
+    names = [source.name for source in work.config.sources]
+    for part in list_parts(work / "picked"):
+        picked = read_part(work / "picked", part, ["record", "id"])
+        ids = picked.column("id").to_pylist()
+        keys = [hashlib.blake2b(f"{work.config.seed}:{i}".encode()).digest() for i in ids]
+        best = sorted(range(len(ids)), key=keys.__getitem__)[:count]
+        records = read_part(work / "records", part).take(picked.column("record").take(pa.array(best)))
+        for position, row in zip(best, records.to_pylist(), strict=True):
+            chosen.append((keys[position], row))
+        chosen = sorted(chosen, key=lambda item: item[0])[:count]
+    rows = []
+    for _, row in chosen:
+        texts = row["texts"]
+        assert isinstance(texts, list)
+        image = row["image_bytes"]
+        if row["image_path"] is not None:
+            image = Path(str(row["image_path"])).read_bytes()
+        sources = [names[text["source"]] for text in texts]
+        rows.append({"id": row["id"], "image": image, "sources": sources})
+        rows[-1]["texts"] = [text["text"] for text in texts]
+    batch = pa.RecordBatch.from_pylist(rows, schema=EXAMPLES_SCHEMA)
+    return write_table(folder / "examples.parquet", [batch], EXAMPLES_SCHEMA)
+
+
+def _examples(work: Work, folder: Path, split: str) -> Iterator[pa.Table]:
+    """Rows of `SHARD_PLAN_SCHEMA` of the split's records that have an image, part by part."""
+    labels = pq.ParquetFile(folder / "labels.parquet")
+    weights = _stream(labels, "sampling_weight")
+    for part in list_parts(work / "picked"):
+        picked = read_part(work / "picked", part)
+        weight = pa.array([next(weights) for _ in range(picked.num_rows)], pa.float32())
+        records = read_part(work / "records", part, ["image_path", "image_bytes"])
+        records = records.take(picked.column("record"))
+        arrays = [
+            picked.column("id"),
+            records.column("image_path"),
+            records.column("image_bytes"),
+            picked.column("labels"),
+            picked.column("weights"),
+            weight,
+        ]
+        table = pa.Table.from_arrays(arrays, schema=SHARD_PLAN_SCHEMA)
+        has_image = pc.or_(pc.is_valid(table["image_path"]), pc.is_valid(table["image_bytes"]))
+        yield table.filter(pc.and_(has_image, pc.equal(picked.column("split"), split)))
+
+
+def _stream(file: pq.ParquetFile, column: str) -> Iterator[float]:
+    for batch in file.iter_batches(columns=[column]):
+        yield from batch.column(column).to_pylist()
+
+
+def _write_plan(work: Work, split: str, sizes: dict[str, int], rows: pa.Table) -> None:
+    index = sizes.setdefault(split, 0)
+    batch = rows.combine_chunks().to_batches()[0]
+    write_part(work / "plans", f"{split}-{index:05d}", batch)
+    sizes[split] = index + 1

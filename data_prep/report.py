@@ -1,0 +1,3 @@
+from __future__ import annotations
+from pathlib import Path
+def write_report(folder: Path) -> None: ...

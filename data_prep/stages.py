@@ -1,0 +1,225 @@
+"""The stages that touch every record, each one Beam pipeline over parts in the work folder.
+
+    read    input -> records/, words/, rejects-read/, sums/word-counts; raises on a duplicate id
+    count   words/ -> sums/ngrams-<n>
+    match   words/ -> hits/, sums/cooccurrence, sums/phrase-counts
+    label   hits/, records/ -> annotations/, picked/, rejects-label/, sums/label-counts
+    shard   plans/ -> the shards
+
+What each stage does to a batch is a pure function of another module; here they only meet files and Beam.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data_prep import balance, candidates, scoring, vocabulary
+from data_prep.candidates import PhraseTrie
+from data_prep.engine import Engine, ReadParts, Stage, WriteParts, beam, sum_to_file
+from data_prep.images import REJECTS_SCHEMA, check_batch
+from data_prep.schema import PrepConfig
+from data_prep.scoring import PhraseTable
+from data_prep.sources import read_batches
+from data_prep.write import list_parts, read_part, write_example_shard, write_part
+from vitscale.errors import UserError
+
+log = logging.getLogger("vitscale.prep")
+
+ID_BUCKETS = 16  # groups of ids that are checked for duplicates together
+PHRASE_COUNTS_SCHEMA = pa.schema([("phrase_id", pa.int32()), ("count", pa.int64())])
+COUNT, ACCEPTED, REJECTED = "count", "accepted", "rejected"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where the stages of a run find each other's parts, and how they run."""
+
+    folder: Path
+    engine: Engine
+    config: PrepConfig
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    def sums(self, name: str) -> pa.Table:
+        return pa.Table.from_batches([read_part(self / "sums", name)])
+
+
+def read(work: Work, files: list[Path], image_root: Path) -> None:
+    """Reads, checks and tokenises the input; every reject is written with its reason."""
+
+    def open_file(config: PrepConfig) -> Callable[..., Iterator[tuple[str, pa.RecordBatch]]]:
+        def read_file(index: int, path: Path) -> Iterator[tuple[str, pa.RecordBatch]]:
+            for number, batch in enumerate(read_batches(config, path)):
+                yield f"{index:05d}-{number:07d}", batch
+
+        return read_file
+
+    def check(name: str, batch: pa.RecordBatch) -> Iterator[object]:
+        usable, rejects = check_batch(batch, image_root, work.config.max_image_pixels)
+        yield beam.pvalue.TaggedOutput(REJECTED, (name, rejects))
+        yield name, usable
+
+    with work.engine.pipeline() as p:
+        checked = (
+            p
+            | "files" >> beam.Create(list(enumerate(files)))
+            | "read" >> beam.ParDo(Stage(partial(open_file, work.config)))
+            | "check" >> beam.ParDo(Stage(lambda: check)).with_outputs(REJECTED, main=ACCEPTED)
+        )
+        checked[REJECTED] | "write rejects" >> beam.ParDo(WriteParts(work / "rejects-read"))
+        records = checked[ACCEPTED] | "write records" >> beam.ParDo(WriteParts(work / "records"))
+        (
+            records
+            | "ids" >> beam.FlatMapTuple(_bucket_ids)
+            | "group ids" >> beam.GroupByKey()
+            | "check ids" >> beam.ParDo(Stage(lambda: _check_unique))
+        )
+        words = (
+            records
+            | "tokenise" >> beam.MapTuple(lambda name, b: (name, candidates.tokenize_batch(b)))
+            | "write words" >> beam.ParDo(WriteParts(work / "words"))
+        )
+        schema = vocabulary.WORD_COUNTS_SCHEMA
+        sum_to_file(words, vocabulary.count_words, schema, work / "sums", "word-counts")
+
+
+def count_ngrams(work: Work, trie: PhraseTrie, length: int) -> pa.Table:
+    """Counts the extensions of the trie's longest phrases to `length` words."""
+    name = f"ngrams-{length}"
+    with work.engine.pipeline() as p:
+        words = (
+            p
+            | "parts" >> beam.Create(list_parts(work / "words"))
+            | "read" >> beam.ParDo(ReadParts([work / "words"]))
+        )
+        count = partial(vocabulary.count_extensions, trie=trie, length=length)
+        sum_to_file(words, count, vocabulary.EXTENSION_COUNTS_SCHEMA, work / "sums", name)
+    return work.sums(name)
+
+
+def match(work: Work, trie: PhraseTrie, canonical: np.ndarray) -> None:
+    """Finds every phrase, and counts phrases and pairs of phrases."""
+    config = work.config
+    context = candidates.context_of(config.sources, config.embedding.context)
+
+    def find(name: str, words: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+        yield name, candidates.match_batch(words, trie, canonical, config.vocabulary.overlap)
+
+    with work.engine.pipeline() as p:
+        hits = (
+            p
+            | "parts" >> beam.Create(list_parts(work / "words"))
+            | "read" >> beam.ParDo(ReadParts([work / "words"]))
+            | "match" >> beam.ParDo(Stage(lambda: find))
+            | "write hits" >> beam.ParDo(WriteParts(work / "hits"))
+        )
+        sums = work / "sums"
+        sum_to_file(hits, count_phrases, PHRASE_COUNTS_SCHEMA, sums, "phrase-counts")
+        pairs = partial(
+            candidates.count_cooccurrence, num_phrases=len(canonical), context=context
+        )
+        sum_to_file(hits, pairs, candidates.COUNTS_SCHEMA, sums, "cooccurrence")
+
+
+def label(work: Work, table: PhraseTable) -> None:
+    """Scores the phrases of every record and picks its labels."""
+    config = work.config
+    names = tuple(source.name for source in config.sources)
+    priors = np.array([source.prior for source in config.sources])
+
+    def label_part(
+        name: str, hits: pa.RecordBatch, records: pa.RecordBatch
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        scores = scoring.score_batch(hits, table, priors, config.scoring)
+        annotations = scoring.annotate(scores, records.column("id"), table, names)
+        write_part(work / "annotations", name, annotations)
+        picked = balance.pick_labels(scores, records, table, config)
+        write_part(work / "picked", name, picked)
+        texts = read_part(work / "words", name, ["record"]).column("record").to_numpy()
+        write_part(work / "rejects-label", name, unlabelled(records, picked, texts))
+        yield name, picked
+
+    with work.engine.pipeline() as p:
+        picked = (
+            p
+            | "parts" >> beam.Create(list_parts(work / "hits"))
+            | "read" >> beam.ParDo(ReadParts([work / "hits", work / "records"]))
+            | "label" >> beam.ParDo(Stage(lambda: label_part))
+        )
+        schema = balance.LABEL_COUNTS_SCHEMA
+        sum_to_file(picked, balance.count_labels, schema, work / "sums", "label-counts")
+
+
+def shard(work: Work, folder: Path, plans: list[tuple[str, int, int]]) -> None:
+    """Writes the planned shards, (split, shard, number of shards) each, and a part with their digests."""
+    field = work.config.label_field
+
+    def write(split: str, index: int, count: int) -> Iterator[tuple[str, pa.RecordBatch]]:
+        name = f"{split}-{index:05d}"
+        written = write_example_shard(
+            folder, read_part(work / "plans", name), field, split, index, count
+        )
+        columns = {"name": [written.name], "rows": [written.rows], "sha256": [written.sha256]}
+        yield name, pa.RecordBatch.from_pydict(columns)
+
+    with work.engine.pipeline() as p:
+        (
+            p
+            | "plans" >> beam.Create(plans)
+            | "write shard" >> beam.ParDo(Stage(lambda: write))
+            | "write digest" >> beam.ParDo(WriteParts(work / "shards"))
+        )
+
+
+def count_phrases(hits: pa.RecordBatch) -> pa.RecordBatch:
+    """In how many records of a `HITS_SCHEMA` batch each phrase is (`PHRASE_COUNTS_SCHEMA`)."""
+    record = hits.column("record").to_numpy().astype(np.int64)
+    pairs = np.unique(record << 32 | hits.column("phrase_id").to_numpy())
+    phrase, count = np.unique(pairs & 0xFFFFFFFF, return_counts=True)
+    arrays = [pa.array(phrase, pa.int32()), pa.array(count, pa.int64())]
+    return pa.RecordBatch.from_arrays(arrays, schema=PHRASE_COUNTS_SCHEMA)
+
+
+def unlabelled(
+    records: pa.RecordBatch, picked: pa.RecordBatch, with_text: np.ndarray
+) -> pa.RecordBatch:
+    """The rejects among `records`: those that no label was picked for, by whether they have words."""
+    rest = np.setdiff1d(np.arange(records.num_rows), picked.column("record").to_numpy())
+    has_text = np.isin(rest, with_text)
+    return pa.RecordBatch.from_arrays(
+        [
+            records.column("id").take(pa.array(rest, pa.int64())),
+            pa.array(np.where(has_text, "label", "text").tolist(), pa.string()),
+            pa.array(np.where(has_text, "no label", "no text").tolist(), pa.string()),
+        ],
+        schema=REJECTS_SCHEMA,
+    )
+
+
+def _bucket_ids(name: str, records: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+    ids = records.column("id")
+    bucket = np.array([zlib.crc32(i.encode()) % ID_BUCKETS for i in ids.to_pylist()], np.int64)
+    for index in np.unique(bucket):
+        kept = ids.filter(pa.array(bucket == index))
+        yield int(index), pa.RecordBatch.from_arrays([kept], names=["id"])
+
+
+def _check_unique(bucket: int, batches: Iterable[pa.RecordBatch]) -> Iterator[None]:
+    ids = pa.chunked_array([batch.column("id") for batch in batches])
+    counts = ids.value_counts()
+    repeated = counts.filter(pa.compute.greater(counts.field("counts"), 1)).field("values")
+    if len(repeated):
+        raise UserError(
+            f"the input has {len(repeated)} or more ids that are not unique, "
+            f"such as {min(repeated.to_pylist())!r}; every record needs its own id."
+        )
+    yield from ()

@@ -1,0 +1,100 @@
+"""Small data sets that the tests of `vitscale.data` share."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitscale.data import records
+from vitscale.data.records import Example, Labels
+
+
+def encode(pixels: np.ndarray, file_format: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def smooth_image(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """A picture with content at every scale but no noise, `[height, width, 3] uint8`."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 5, 3), dtype=np.uint8))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def jpeg(seed: int, width: int = 48, height: int = 40) -> bytes:
+    return encode(smooth_image(width, height, seed), quality=90)
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a folder of shards; `examples` are split evenly over `count` files."""
+
+    def make(
+        examples: list[Example],
+        classes: dict[str, list[str]],
+        *,
+        split: str = "train",
+        count: int = 2,
+        name: str = "shards",
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        rows: dict[str, list[object]] = {
+            "id": [],
+            "shard": [],
+            "position": [],
+            "sampling_weight": [],
+        }
+        lengths = []
+        for shard in range(count):
+            part = examples[shard * len(examples) // count : (shard + 1) * len(examples) // count]
+            records.write_shard(folder / records.shard_name(split, shard, count), part)
+            lengths.append(len(part))
+            for position, example in enumerate(part):
+                rows["id"].append(example.id)
+                rows["shard"].append(shard)
+                rows["position"].append(position)
+                rows["sampling_weight"].append(example.sampling_weight)
+        records.write_index(folder, split, rows)
+        records.write_classes(folder, classes)
+        records.write_tfds_metadata(folder, list(classes), {split: lengths})
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def make_examples() -> Callable[..., list[Example]]:
+    def make(count: int, prefix: str = "e", classes: int = 5) -> list[Example]:
+        return [
+            Example(
+                f"{prefix}{i}",
+                jpeg(i),
+                {"concepts": Labels.of([i % classes, (i + 1) % classes], [0.5, 0.75])},
+                sampling_weight=1.0 + i % 3,
+            )
+            for i in range(count)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def make_csv(tmp_path: Path) -> Callable[..., Path]:
+    """Writes `text` as data.csv, with a JPEG for each name in `images`."""
+
+    def make(text: str, images: int = 0, name: str = "data.csv") -> Path:
+        (tmp_path / "images").mkdir(exist_ok=True)
+        for i in range(images):
+            (tmp_path / "images" / f"{i}.jpg").write_bytes(jpeg(i))
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make

@@ -1,0 +1,126 @@
+"""Every example once, the same numbers on any number of devices, joined by id."""
+
+import io
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vitscale.config import DataConfig, ModelConfig, SourceConfig, TaskConfig, TrainConfig
+from vitscale.data.sources import collect_classes, open_source
+from vitscale.errors import UserError
+from vitscale.evals.embed import (
+    EmbedOptions,
+    embed_source,
+    read_embeddings,
+    write_embeddings,
+)
+from vitscale.models.weights import random_model
+
+
+def jpeg(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> tuple[SourceConfig, str]:
+    """21 images: no multiple of 8 devices, nor of any batch."""
+    lines = ["id,path,kind"]
+    for i in range(21):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+        lines.append(f"item{i},{i}.jpg,{['hat', 'bag', ''][i % 3]}")
+    (tmp_path / "all.csv").write_text("\n".join(lines) + "\n")
+    source = SourceConfig(kind="csv", path="all.csv", id_column="id", fields=("kind",))
+    return source, str(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = TrainConfig(
+        data=DataConfig(sources=(SourceConfig(kind="csv", path="all.csv"),)),
+        tasks=(
+            TaskConfig(name="kind", kind="single_label"),
+            TaskConfig(name="look", kind="embedding", field="kind", embedding_dim=8),
+        ),
+        total_steps=1,
+        model=ModelConfig(variant="mu/8", image_size=16),
+    )
+    return random_model(config, {"kind": ["bag", "hat"]}, seed=0)
+
+
+def opened(catalogue):
+    config, root = catalogue
+    return open_source(config, root, collect_classes([config], root))
+
+
+def test_one_device_and_eight_agree_and_no_example_is_lost(catalogue, model):
+    source = opened(catalogue)
+    assert len(jax.local_devices()) == 8
+    one = embed_source(
+        model,
+        source,
+        ["pooled", "look"],
+        fields=["kind"],
+        options=EmbedOptions(batch_size=5),
+        devices=jax.local_devices()[:1],
+    )
+    eight = embed_source(
+        model, source, ["pooled", "look"], fields=["kind"], options=EmbedOptions(batch_size=5)
+    )
+    assert one.ids == eight.ids == [f"item{i}" for i in range(21)]
+    for name in ("pooled", "look"):
+        np.testing.assert_allclose(one.outputs[name], eight.outputs[name], atol=1e-5)
+    assert one.outputs["look"].shape == (21, 8)
+    np.testing.assert_allclose(np.linalg.norm(one.outputs["look"], axis=1), 1, atol=1e-5)
+    # Class names are sorted: bag 0, hat 1; an empty cell is no label.
+    assert one.labels["kind"].tolist() == [[[1], [0], [-1]][i % 3] for i in range(21)]
+
+
+def test_progress_ends_at_the_whole(catalogue, model):
+    seen = []
+    embed_source(
+        model,
+        opened(catalogue),
+        ["pooled"],
+        options=EmbedOptions(batch_size=8),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(8, 21), (16, 21), (21, 21)]
+
+
+def test_undecodable_images_are_named_or_stop_the_run(catalogue, model):
+    _, root = catalogue
+    (Path(root) / "4.jpg").write_bytes(b"not an image")
+    tolerant = EmbedOptions(batch_size=8, max_reject_fraction=0.1)
+    embedded = embed_source(model, opened(catalogue), ["pooled"], options=tolerant)
+    assert list(embedded.rejects) == ["item4"]
+    assert len(embedded) == 20
+    assert "item4" not in embedded.ids
+    with pytest.raises(UserError, match="item4"):
+        embed_source(model, opened(catalogue), ["pooled"])
+
+
+def test_an_output_that_the_model_lacks_is_named(catalogue, model):
+    with pytest.raises(UserError, match="no output 'style'; it has pooled, kind, look"):
+        embed_source(model, opened(catalogue), ["style"])
+
+
+def test_embeddings_survive_the_file(tmp_path):
+    vectors = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    path = tmp_path / "embeddings.parquet"
+    write_embeddings(path, ["a", "b", "c"], vectors, step=7)
+    ids, read = read_embeddings(path)
+    assert ids == ["a", "b", "c"]
+    np.testing.assert_array_equal(read, vectors)
+    schema = pq.read_schema(path)
+    assert str(schema.field("vector").type).startswith("fixed_size_list<")
+    assert schema.metadata[b"vitscale.step"] == b"7"
+    assert [p.name for p in tmp_path.iterdir()] == ["embeddings.parquet"]
+    with pytest.raises(UserError, match="no file of embeddings"):
+        read_embeddings(tmp_path / "absent.parquet")

@@ -1,0 +1,323 @@
+"""`evaluate` on a model whose right answers are known: it reads an image's colour."""
+
+import io
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vitscale.config import (
+    ClassificationConfig,
+    DataConfig,
+    EvalConfig,
+    KnnConfig,
+    ModelConfig,
+    RetrievalConfig,
+    SourceConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from vitscale.config_loading import load_config
+from vitscale.errors import UserError
+from vitscale.evals.compare import compare, to_html, to_markdown, write_comparison
+from vitscale.evals.evaluate import evaluate, to_model_classes
+
+COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
+CLASSES = {"colour": ["red", "green", "blue"], "shade": ["0", "1", "2", "3"]}
+TASKS = (
+    TaskConfig(name="colour", kind="single_label"),
+    TaskConfig(name="shade", kind="ordinal"),
+    TaskConfig(name="tags", kind="multi_label", field="colour"),
+    TaskConfig(name="look", kind="embedding", field="colour"),
+)
+
+
+@dataclass(frozen=True)
+class ColourModel:
+    """Has the interface of LoadedModel; its embedding is the mean colour of the image."""
+
+    tasks: tuple[TaskConfig, ...] = TASKS
+    blind: bool = False  # sees the first row of pixels only through noise
+    step: int = 3
+    path: Path = Path("colour")
+
+    @property
+    def params(self):
+        return {"scale": jnp.ones(())}
+
+    @property
+    def classes(self):
+        return CLASSES
+
+    @property
+    def config(self):
+        data = DataConfig(sources=(SourceConfig(kind="csv", path="x.csv"),))
+        model = ModelConfig(variant="mu/8", image_size=16)
+        return TrainConfig(data=data, tasks=self.tasks, total_steps=1, model=model)
+
+    def apply(self, params, images):
+        mean = images.astype(jnp.float32).mean(axis=(1, 2)) / 255 * params["scale"]
+        if self.blind:
+            mean = jnp.sin(1e4 * mean)
+        shade = jnp.abs(mean.sum(axis=1, keepdims=True) - jnp.linspace(0.7, 1.6, 4))
+        outputs = {
+            "pooled": mean,
+            "colour": 10 * mean,
+            "shade": -10 * shade,
+            "tags": 10 * mean,
+            "look": mean / jnp.linalg.norm(mean, axis=1, keepdims=True),
+        }
+        names = {"pooled", *(task.name for task in self.tasks)}
+        return {name: value for name, value in outputs.items() if name in names}
+
+
+def write_image(path: Path, colour: tuple[int, int, int], seed: int) -> None:
+    noise = np.random.default_rng(seed).integers(-15, 15, (20, 20, 3))
+    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    path.write_bytes(buffer.getvalue())
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """queries.csv: 13 images, one of a colour that is not in index.csv; index.csv: 24 images."""
+    (tmp_path / "images").mkdir()
+    for table, count in (("queries", 12), ("index", 24)):
+        lines = ["id,path,colour,shade"]
+        for i in range(count):
+            name = list(COLOURS)[i % 3]
+            write_image(tmp_path / f"images/{table}{i}.png", COLOURS[name], seed=i + 100 * count)
+            lines.append(f"{table}-{i},images/{table}{i}.png,{name},{i % 4 if i % 5 else ''}")
+        if table == "queries":
+            write_image(tmp_path / "images/odd.png", (200, 200, 20), seed=1)
+            lines.append("<odd & new>,images/odd.png,yellow,1")
+        (tmp_path / f"{table}.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def source(path: str, *fields: str) -> SourceConfig:
+    return SourceConfig(kind="csv", path=path, id_column="id", fields=fields)
+
+
+def eval_config(root: Path, **changes) -> EvalConfig:
+    config = EvalConfig(
+        root=str(root),
+        retrieval=(
+            RetrievalConfig(
+                name="retrieval",
+                queries=source("queries.csv"),
+                index=source("index.csv"),
+                relevant_field="colour",
+            ),
+        ),
+        classification=(
+            ClassificationConfig(name="heads", source=source("queries.csv", "colour", "shade")),
+        ),
+        knn=(
+            KnnConfig(
+                name="knn",
+                train=source("index.csv"),
+                test=source("queries.csv"),
+                field="colour",
+                k=5,
+            ),
+        ),
+        batch_size=8,
+        bootstrap_samples=50,
+        gallery_queries=4,
+    )
+    return replace(config, **changes)
+
+
+def test_a_model_that_sees_colour_is_given_its_due(shop, tmp_path):
+    output = tmp_path / "out"
+    metrics = evaluate(eval_config(shop), ColourModel(), output)
+    assert json.loads((output / "metrics.json").read_text()) == metrics
+
+    assert metrics["retrieval/P@1"]["value"] == 1.0
+    assert metrics["retrieval/exact_P@1"] == metrics["retrieval/P@1"]
+    assert metrics["retrieval/P@1"]["n"] == 12  # the yellow query has nothing to find
+    assert metrics["retrieval/queries_without_relevant"]["value"] == 1
+    assert metrics["retrieval/R@10"]["value"] == 1.0  # 8 of each colour within the first 10
+    assert metrics["retrieval/mAP@10"]["value"] == 1.0
+    assert metrics["retrieval/scann_recall@10"]["value"] == 1.0
+
+    assert metrics["heads/colour/accuracy"]["value"] == 1.0
+    assert metrics["heads/colour/accuracy"]["n"] == 12
+    assert metrics["heads/colour/unknown_labels"]["value"] == 1  # yellow
+    assert metrics["heads/tags/mAP"]["value"] == 1.0
+    assert metrics["heads/shade/accuracy"]["n"] == 10  # queries 0, 5, 10 have no shade
+    assert metrics["heads/shade/mae"]["value"] > 0
+    assert metrics["knn/accuracy"]["value"] == pytest.approx(12 / 13)
+
+
+def test_the_tables_hold_every_query_and_hit(shop, tmp_path):
+    evaluate(eval_config(shop), ColourModel(), tmp_path / "out")
+    hits = pq.read_table(tmp_path / "out/neighbours.parquet").to_pylist()
+    assert len(hits) == 13 * 10
+    first = [hit for hit in hits if hit["query_id"] == "queries-4"]
+    assert [hit["rank"] for hit in first] == list(range(1, 11))
+    assert [hit["relevant"] for hit in first] == [True] * 8 + [False] * 2
+    assert all(hit["hit_id"].startswith("index-") for hit in hits)
+    scores = [hit["score"] for hit in first]
+    assert scores == sorted(scores, reverse=True)
+
+    values = pq.read_table(tmp_path / "out/per_query.parquet").to_pylist()
+    odd = {row["metric"]: row["value"] for row in values if row["query_id"] == "<odd & new>"}
+    assert odd["P@1"] is None
+    assert odd["colour/accuracy"] is None
+    assert odd["accuracy"] == 0.0
+
+
+def test_the_report_is_one_escaped_file(shop, tmp_path):
+    evaluate(eval_config(shop), ColourModel(), tmp_path / "out")
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 4 * 6
+    assert "retrieval" in page
+    assert "http://" not in page.replace("http://www.w3.org/", "")
+    assert "https://" not in page
+    assert "<odd" not in page
+
+
+def test_a_query_in_its_own_index_does_not_find_itself(shop, tmp_path):
+    suite = RetrievalConfig(
+        name="own",
+        queries=source("index.csv"),
+        index=source("index.csv"),
+        relevant_field="colour",
+    )
+    config = eval_config(shop, retrieval=(suite,), classification=(), knn=())
+    metrics = evaluate(config, ColourModel(), tmp_path / "out")
+    hits = pq.read_table(tmp_path / "out/neighbours.parquet").to_pylist()
+    assert len(hits) == 24 * 10
+    assert all(hit["query_id"] != hit["hit_id"] for hit in hits)
+    assert metrics["own/R@10"]["value"] == 1.0  # 7 others of the colour
+
+    kept = replace(config, retrieval=(replace(suite, exclude_same_id=False),))
+    evaluate(kept, ColourModel(), tmp_path / "kept")
+    hits = pq.read_table(tmp_path / "kept/neighbours.parquet").to_pylist()
+    assert all(hit["query_id"] == hit["hit_id"] for hit in hits if hit["rank"] == 1)
+
+
+def test_an_index_smaller_than_ten_and_exact_search(shop, tmp_path):
+    lines = (shop / "index.csv").read_text().splitlines()
+    (shop / "index.csv").write_text("\n".join(lines[:5]) + "\n")
+    config = eval_config(shop, classification=(), knn=())
+    config = replace(config, retrieval=(replace(config.retrieval[0], search="exact"),))
+    metrics = evaluate(config, ColourModel(), tmp_path / "out")
+    assert metrics["retrieval/P@1"]["value"] == 1.0
+    assert "retrieval/exact_P@1" not in metrics
+    assert len(pq.read_table(tmp_path / "out/neighbours.parquet")) == 13 * 4
+
+
+def test_a_backbone_without_heads_skips_them_and_retrieves_by_pooled(shop, tmp_path):
+    model = ColourModel(tasks=(TaskConfig(name="concepts", kind="multi_label"),))
+    metrics = evaluate(eval_config(shop), model, tmp_path / "out")
+    assert metrics["retrieval/P@1"]["value"] == 1.0
+    assert not [name for name in metrics if name.startswith("heads/")]
+    assert "Not measured" in (tmp_path / "out/report.html").read_text()
+
+
+def named_head(config: EvalConfig, task: str) -> EvalConfig:
+    return replace(config, classification=(replace(config.classification[0], tasks=(task,)),))
+
+
+def test_mistakes_are_named_and_leave_nothing_behind(shop, tmp_path):
+    output = tmp_path / "out"
+    config = eval_config(shop)
+    with pytest.raises(UserError, match="no head 'style'; its heads are colour, shade, tags"):
+        evaluate(named_head(config, "style"), ColourModel(), output)
+    retrieval = replace(config.retrieval[0], embedding="colour")
+    with pytest.raises(UserError, match="'colour' is a single_label head, not an embedding"):
+        evaluate(replace(config, retrieval=(retrieval,)), ColourModel(), output)
+    retrieval = replace(config.retrieval[0], relevant_field="product")
+    with pytest.raises(UserError, match="no column 'product'"):
+        evaluate(replace(config, retrieval=(retrieval,)), ColourModel(), output)
+    with pytest.raises(UserError, match="k=40 neighbours of 24 labelled"):
+        evaluate(replace(config, knn=(replace(config.knn[0], k=40),)), ColourModel(), output)
+    (shop / "queries.csv").write_text("id,path,colour,shade\na,images/odd.png,yellow,\n")
+    with pytest.raises(UserError, match="no example has a label of field"):
+        evaluate(config, ColourModel(), output)
+    assert not output.exists()
+
+
+def test_unreadable_images_are_listed(shop, tmp_path):
+    (shop / "images/index3.png").write_bytes(b"broken")
+    config = eval_config(shop, max_reject_fraction=0.1)
+    evaluate(config, ColourModel(), tmp_path / "out")
+    rejects = pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()
+    assert [(r["id"], r["stage"]) for r in rejects] == [("index-3", "embed index.csv")]
+    assert "1 images could not be read" in (tmp_path / "out/report.html").read_text()
+
+
+def test_labels_are_translated_to_the_models_classes():
+    labels = np.array([[0, 1], [2, -1], [1, 2]])
+    mapped, unknown = to_model_classes(labels, ["a", "b", "c"], ["c", "x", "b"])
+    assert mapped.tolist() == [[2, -1], [0, -1], [2, 0]]
+    assert unknown == 1
+
+
+def test_comparison_finds_the_better_run(shop, tmp_path):
+    config = eval_config(shop)
+    evaluate(config, ColourModel(blind=True), tmp_path / "a")
+    evaluate(config, ColourModel(), tmp_path / "b")
+    rows = compare(tmp_path / "a", tmp_path / "b", permutations=2000)
+    by_metric = {row.metric: row for row in rows}
+    found = by_metric["retrieval/mAP@10"]
+    assert found.better == "B"
+    assert found.paired.difference > 0
+    assert found.paired.n == 12
+    assert all(row.better == "" for row in compare(tmp_path / "b", tmp_path / "b"))
+
+    table = to_markdown(rows, "runs/a", "runs/<b>")
+    assert "| retrieval/mAP@10 |" in table
+    assert "runs/&lt;b&gt;" in to_html(rows, "runs/a", "runs/<b>")
+    write_comparison(tmp_path / "c", rows, "a", "b")
+    assert {p.name for p in (tmp_path / "c").iterdir()} == {
+        "compare.md",
+        "compare.html",
+        "compare.json",
+    }
+    entries = json.loads((tmp_path / "c/compare.json").read_text())
+    assert not any(isinstance(v, float) and math.isnan(v) for e in entries for v in e.values())
+
+
+def test_lower_error_is_better(shop, tmp_path):
+    config = eval_config(shop, retrieval=(), knn=())
+    evaluate(config, ColourModel(), tmp_path / "a")
+    evaluate(config, ColourModel(), tmp_path / "b")
+    path = tmp_path / "b/per_query.parquet"
+    table = pq.read_table(path)
+    mae = [m == "shade/mae" for m in table["metric"].to_pylist()]
+    values = [
+        v + 1 if is_mae and v is not None else v
+        for v, is_mae in zip(table["value"].to_pylist(), mae, strict=True)
+    ]
+    pq.write_table(table.set_column(3, table.schema.field(3), [values]), path)
+    rows = {row.metric: row for row in compare(tmp_path / "a", tmp_path / "b")}
+    assert rows["heads/shade/mae"].better == "A"
+
+
+def test_runs_that_cannot_be_compared(shop, tmp_path):
+    with pytest.raises(UserError, match=r"no per_query\.parquet"):
+        compare(tmp_path / "a", tmp_path / "b")
+    evaluate(eval_config(shop, retrieval=(), knn=()), ColourModel(), tmp_path / "a")
+    evaluate(eval_config(shop, classification=(), knn=()), ColourModel(), tmp_path / "b")
+    with pytest.raises(UserError, match="no metric in common"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_shops_config_is_valid():
+    config = load_config(EvalConfig, "configs/eval/shop.py", ["root=/somewhere"])
+    assert [s.name for s in (*config.retrieval, *config.classification, *config.knn)] == [
+        "retrieval",
+        "heads",
+        "knn_type",
+    ]

@@ -91,7 +91,7 @@ class ScoringConfig:
     support_power: float = 0.5  # of the share of a list's weight whose items hold the phrase
     idf_scale: float = 2.0  # idf at which the factor saturates at 1
     specificity_scale: float = 0.1  # nats of context divergence at which the factor is 1/2
-    min_score: float = 0.3  # a label needs this
+    min_score: float = 0.5  # a label needs this
     relative_min_score: float = 0.5  # ... and this share of the image's best score
 
 

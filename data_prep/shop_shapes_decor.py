@@ -20,7 +20,7 @@ def vase(pen: Pen, style: Style) -> None:
     if style["filling"] == "with twigs":
         twigs: tuple[tuple[tuple[float, float], Part], ...] = (
             ((0.30, 0.08), "second"),
-            ((0.50, 0.04), "light"),
+            ((0.50, 0.07), "light"),
             ((0.70, 0.10), "second"),
         )
         for tip, part in twigs:
@@ -146,7 +146,7 @@ def curtain(pen: Pen, style: Style) -> None:
         pen.line([(x, 0.13), (low, 0.58), (low + 0.01, 0.93)], 0.02, tone=-1, both=True)
         pen.line([(x + 0.03, 0.13), (low + 0.02, 0.58)], 0.014, tone=1, both=True)
     pen.rect(0.04, 0.07, 0.96, 0.11, "trim", 0 if style["rod"] == "metal rod" else -1)
-    pen.oval(0.015, 0.05, 0.085, 0.13, "trim", 1, both=True)
+    pen.oval(0.03, 0.05, 0.10, 0.13, "trim", 1, both=True)
 
 
 @product_type(

@@ -192,7 +192,8 @@ def dresser(pen: Pen, style: Style) -> None:
 )
 def rug(pen: Pen, style: Style) -> None:
     if style["shape"] == "round":
-        pen.oval(0.07, 0.07, 0.93, 0.93, "main" if style["border"] == "no border" else "second")
+        edge: dict[str, Part] = {"no border": "main", "wide border": "second", "fringed": "light"}
+        pen.oval(0.07, 0.07, 0.93, 0.93, edge[style["border"]])
         pen.oval(0.15, 0.15, 0.85, 0.85)
         return
     x0, x1 = (0.32, 0.68) if style["shape"] == "runner" else (0.16, 0.84)

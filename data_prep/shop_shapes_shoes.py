@@ -130,11 +130,11 @@ def sandal(pen: Pen, style: Style) -> None:
     if style["sole"] == "platform sole":
         pen.blob(
             [
-                (0.36, 0.15),
-                (0.66, 0.13),
+                (0.36, 0.17),
+                (0.66, 0.16),
                 (0.73, 0.42),
-                (0.66, 0.94),
-                (0.38, 0.94),
+                (0.66, 0.90),
+                (0.38, 0.90),
                 (0.36, 0.62),
                 (0.28, 0.38),
             ],
@@ -146,14 +146,14 @@ def sandal(pen: Pen, style: Style) -> None:
             (0.60, 0.09),
             (0.70, 0.34),
             (0.62, 0.60),
-            (0.62, 0.88),
-            (0.42, 0.88),
+            (0.62, 0.84),
+            (0.42, 0.84),
             (0.40, 0.62),
             (0.31, 0.36),
         ],
         "second",
     )
-    pen.oval(0.43, 0.66, 0.60, 0.86, "second", -1)
+    pen.oval(0.43, 0.64, 0.60, 0.83, "second", -1)
     if style["strap"] == "thong strap":
         pen.line([(0.50, 0.20), (0.32, 0.44)], 0.07)
         pen.line([(0.50, 0.20), (0.67, 0.46)], 0.07)
@@ -177,7 +177,7 @@ def sandal(pen: Pen, style: Style) -> None:
     toe=("contrast toe", "plain toe"),
 )
 def sock(pen: Pen, style: Style) -> None:
-    top = 0.28 if style["height"] == "ankle" else 0.06
+    top = 0.28 if style["height"] == "ankle" else 0.09
     pen.blob(
         [
             (0.26, top),

@@ -12,29 +12,23 @@ from data_prep.shop_pen import PARTS, TONES, part_code
 
 # Colour names as hues of OKLCH (hue in degrees, chroma); the six shades are six lightnesses of each.
 COLOURS: dict[str, tuple[float, float]] = {
-    "grey": (80.0, 0.006),
+    "grey": (250.0, 0.006),
     "blue": (262.0, 0.140),
-    "beige": (82.0, 0.038),
-    "brown": (54.0, 0.075),
+    "beige": (88.0, 0.040),
+    "brown": (48.0, 0.058),
     "green": (150.0, 0.130),
     "red": (26.0, 0.190),
     "pink": (2.0, 0.115),
-    "teal": (196.0, 0.095),
+    "teal": (190.0, 0.095),
     "yellow": (98.0, 0.160),
     "purple": (302.0, 0.150),
-    "orange": (56.0, 0.165),
-    "olive": (114.0, 0.080),
-    "turquoise": (225.0, 0.110),
+    "orange": (62.0, 0.165),
+    "olive": (124.0, 0.070),
+    "turquoise": (228.0, 0.110),
     "magenta": (338.0, 0.190),
 }
-SHADES = (
-    0.23,
-    0.36,
-    0.49,
-    0.62,
-    0.75,
-    0.88,
-)  # OKLab lightness of shade 0 (very dark) ... 5 (very light)
+# OKLab lightness of shade 0 (very dark) ... 5 (very light); below 0.3 all colours look black.
+SHADES = (0.30, 0.42, 0.54, 0.66, 0.78, 0.89)
 TRIMS = (
     (0.72, 0.53, 0.34),
     (0.36, 0.23, 0.14),
@@ -50,7 +44,7 @@ GLOSS = {"leather": 0.30, "silk": 0.34, "metal": 0.55, "glass": 0.50, "ceramic":
 
 def oklch_to_srgb(lightness: float, chroma: float, hue: float) -> np.ndarray:
     """`[3] float64` sRGB in 0..1; chroma shrinks until the colour fits the gamut (Ottosson, 2020)."""
-    for shrink in (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.0):
+    for shrink in np.linspace(1.0, 0.0, 41).tolist():
         a = shrink * chroma * math.cos(math.radians(hue))
         b = shrink * chroma * math.sin(math.radians(hue))
         long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3

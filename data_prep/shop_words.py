@@ -78,8 +78,10 @@ BOILERPLATE = (
     "Designed in our own studio.", "Colours may differ slightly from the picture.", "Ships within 2 days.",
     "Join our newsletter for 10% off.", "Please check the measurements before you order.",
 )  # fmt: skip
-IRRELEVANT_BOARDS = ("my wishlist", "stuff i love", "misc", "to buy", "random", "birthday", "inspo", "2023 faves",
-                     "recipes to try", "dream house", "quotes", "save for later", "wedding", "tattoo ideas")  # fmt: skip
+IRRELEVANT_BOARDS = (
+    "my wishlist", "stuff i love", "misc", "to buy", "random", "birthday", "inspo", "2023 faves",
+    "recipes to try", "dream house", "quotes", "save for later", "wedding", "tattoo ideas",
+)  # fmt: skip
 JUNK_ALT = (
     "IMG_{n}",
     "image",

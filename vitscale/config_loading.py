@@ -54,14 +54,23 @@ def read_config_file(spec: str) -> ml_collections.ConfigDict:
         raise UserError(
             f"config file {name} has no get_config(); it must return an ml_collections.ConfigDict."
         )
-    return module.get_config(argument) if argument else module.get_config()
+    try:
+        return module.get_config(argument) if argument else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"get_config() of {name} cannot be run: {type(error).__name__}: {error}."
+        ) from error
 
 
 def to_plain(value: Any) -> Any:
-    """ConfigDicts, tuples and nested dicts as plain dicts and lists."""
+    """ConfigDicts, dataclasses, tuples and nested dicts as plain dicts and lists."""
     if isinstance(value, ml_collections.ConfigDict):
         # Iterating keys keeps FieldReferences resolved.
         return {key: to_plain(value[key]) for key in value}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

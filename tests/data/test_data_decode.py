@@ -1,4 +1,5 @@
-"""Decoding: every kind of image file becomes the same RGB, every bad one an `ImageError` with its reason."""
+"""Decoding: every kind of image file becomes the same RGB, every bad one an `ImageError` with its
+reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The loader: a batch is a pure function of (seed, number), whatever threads, hosts and resumes do."""
+"""The loader: a batch is a pure function of (seed, number), whatever threads, hosts and resumes
+do."""
 
 from __future__ import annotations
 

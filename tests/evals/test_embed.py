@@ -1,6 +1,7 @@
 """Every example once, the same numbers on any number of devices, joined by id."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from vitscale.errors import UserError
 from vitscale.evals.embed import (
     EmbedOptions,
     embed_source,
+    embed_to_parquet,
     read_embeddings,
     write_embeddings,
 )
@@ -124,3 +126,13 @@ def test_embeddings_survive_the_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["embeddings.parquet"]
     with pytest.raises(UserError, match="no file of embeddings"):
         read_embeddings(tmp_path / "absent.parquet")
+
+
+def test_a_source_is_embedded_into_a_folder(catalogue, model, tmp_path):
+    config, root = catalogue
+    path = embed_to_parquet(model, replace(config, fields=()), tmp_path / "out", root=root)
+    ids, vectors = read_embeddings(path)
+    assert path == tmp_path / "out/embeddings.parquet"
+    assert ids == [f"item{i}" for i in range(21)]
+    assert vectors.shape == (21, 8)  # auto: the embedding task
+    assert len(pq.read_table(tmp_path / "out/rejects.parquet")) == 0

@@ -142,8 +142,7 @@ class CsvSource:
 
     def _read_image(self, index: int) -> bytes:
         path = self._root / self._paths[index].as_py()
-        # Symbolic links are followed here, not when the CSV is opened: that would touch every file
-        # of a large folder.
+        # Links are followed here, not at the start: that would touch every file of a large folder.
         real = Path(os.path.realpath(path))
         if not real.is_relative_to(self._root):
             raise self._outside(index)
@@ -235,7 +234,9 @@ class ShardSource:
         return len(self._ids)
 
     def __getitem__(self, index: int) -> Example:
-        return self._to_example(self._read(int(self._shards[index]), int(self._positions[index])))
+        stored = self._read(int(self._shards[index]), int(self._positions[index]))
+        labels = {field: self._renumber(field, stored) for field in self._new_ids}
+        return Example(stored.id, stored.image, labels, stored.sampling_weight)
 
     def example_id(self, index: int) -> str:
         return self._ids[index].as_py()
@@ -272,15 +273,11 @@ class ShardSource:
             self._readers[shard] = reader
             return reader
 
-    def _to_example(self, stored: Example) -> Example:
-        labels = {}
-        for field, new_ids in self._new_ids.items():
-            labels[field] = self._renumber(field, stored.labels.get(field, NO_LABELS), new_ids)
-        return Example(stored.id, stored.image, labels, stored.sampling_weight)
-
-    def _renumber(self, field: str, labels: Labels, new_ids: np.ndarray) -> Labels:
-        in_range = (labels.ids >= 0) & (labels.ids < len(new_ids))
-        ids = np.where(in_range, new_ids[np.where(in_range, labels.ids, 0)], -1)
+    def _renumber(self, field: str, stored: Example) -> Labels:
+        labels, new_ids = stored.labels.get(field, NO_LABELS), self._new_ids[field]
+        # Ids that classes.json does not have go to its last entry, which is -1.
+        outside = (labels.ids < 0) | (labels.ids >= len(new_ids))
+        ids = new_ids[np.where(outside, -1, labels.ids)]
         known = ids >= 0
         if known.all():
             return Labels(ids, labels.weights)
@@ -290,9 +287,8 @@ class ShardSource:
 
 
 def _renumbering(stored: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
-    """`[len(stored) + 1] int64`: the id in `wanted` of each stored class, -1 where it has none."""
+    """`[len(stored) + 1] int64`: the id in `wanted` of each stored class, or -1; -1 at the end."""
     ids = {name: i for i, name in enumerate(wanted)}
-    # One more than needed, so that an index into it is valid for a field without any class.
     return np.array([ids.get(name, -1) for name in stored] + [-1], np.int64)
 
 

@@ -43,9 +43,18 @@ class ComparisonRow:
         return "B" if (self.paired.difference > 0) != lower else "A"
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """All metrics of two runs; A and B are shown by these names."""
+
+    name_a: str
+    name_b: str
+    rows: Sequence[ComparisonRow]
+
+
 def compare(
     run_a: Path, run_b: Path, *, samples: int = 1000, permutations: int = 10_000, seed: int = 0
-) -> list[ComparisonRow]:
+) -> Comparison:
     """Paired differences of all metrics that both output folders of `vitscale eval` hold."""
     a, b = read_per_query(run_a), read_per_query(run_b)
     shared = [metric for metric in a if metric in b]
@@ -68,7 +77,7 @@ def compare(
             seed=seed,
         )
         rows.append(ComparisonRow(metric, paired, len(a[metric].keys() ^ b[metric].keys())))
-    return rows
+    return Comparison(str(run_a), str(run_b), rows)
 
 
 def read_per_query(run: Path) -> dict[str, dict[str, float]]:
@@ -83,39 +92,48 @@ def read_per_query(run: Path) -> dict[str, dict[str, float]]:
     return values
 
 
-def write_comparison(output: Path, rows: Sequence[ComparisonRow], name_a: str, name_b: str) -> None:
+def write_comparison(comparison: Comparison, output: Path) -> None:
     """Writes `compare.md`, `compare.html` and `compare.json`, each under a temporary name first."""
     output.mkdir(parents=True, exist_ok=True)
     documents = {
-        "compare.md": to_markdown(rows, name_a, name_b),
-        "compare.html": to_html(rows, name_a, name_b),
-        "compare.json": to_json(rows),
+        "compare.md": to_markdown(comparison),
+        "compare.html": to_html(comparison),
+        "compare.json": to_json(comparison),
     }
     for name, text in documents.items():
         report.write_page(output / name, text)
 
 
-def to_markdown(rows: Sequence[ComparisonRow], name_a: str, name_b: str) -> str:
+def print_comparison(comparison: Comparison) -> None:
+    """The table on the terminal."""
+    print(f"A: {comparison.name_a}\nB: {comparison.name_b}")
+    report.print_table(COLUMNS, [_texts(row) for row in comparison.rows])
+    print(_explanation(comparison))
+
+
+def to_markdown(comparison: Comparison) -> str:
     """A table for a pull request."""
     lines = [
-        f"A: `{name_a}`  ",
-        f"B: `{name_b}`",
+        f"A: `{comparison.name_a}`  ",
+        f"B: `{comparison.name_b}`",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|---|{'---:|' * (len(COLUMNS) - 2)}---|",
     ]
-    lines += [f"| {' | '.join(row_texts(row))} |" for row in rows]
-    return "\n".join([*lines, "", _explanation(rows)]) + "\n"
+    lines += [f"| {' | '.join(row_texts(row))} |" for row in comparison.rows]
+    return "\n".join([*lines, "", _explanation(comparison)]) + "\n"
 
 
-def to_html(rows: Sequence[ComparisonRow], name_a: str, name_b: str) -> str:
+def to_html(comparison: Comparison) -> str:
     """The same table as a page."""
-    content = report.table(Table(COLUMNS, [row_texts(row) for row in rows]))
-    section = Section("Paired differences", content, _explanation(rows))
-    return report.page("Comparison", [section], subtitle=f"A: {name_a}, B: {name_b}")
+    content = report.table(Table(COLUMNS, [row_texts(row) for row in comparison.rows]))
+    section = Section("Paired differences", content, _explanation(comparison))
+    return report.page(
+        "Comparison", [section], subtitle=f"A: {comparison.name_a}, B: {comparison.name_b}"
+    )
 
 
-def to_json(rows: Sequence[ComparisonRow]) -> str:
+def to_json(comparison: Comparison) -> str:
     """The rows as JSON, NaN as null."""
 
     def plain(value: object) -> object:
@@ -124,7 +142,7 @@ def to_json(rows: Sequence[ComparisonRow]) -> str:
     entries = [
         {"metric": row.metric, "better": row.better, "unpaired": row.unpaired}
         | {name: plain(value) for name, value in asdict(row.paired).items()}
-        for row in rows
+        for row in comparison.rows
     ]
     return json.dumps(entries, indent=1, allow_nan=False) + "\n"
 
@@ -143,11 +161,11 @@ def row_texts(row: ComparisonRow) -> list[str]:
     ]
 
 
-def _explanation(rows: Sequence[ComparisonRow]) -> str:
+def _explanation(comparison: Comparison) -> str:
     text = (
         "Means over the queries that both runs answered; percentile bootstrap intervals; p-values "
         f"of a sign-flip permutation test. Better: p < {SIGNIFICANCE} and an interval without 0. "
         "The p-values are not corrected for the number of metrics."
     )
-    unpaired = max((row.unpaired for row in rows), default=0)
+    unpaired = max((row.unpaired for row in comparison.rows), default=0)
     return text + (f" Up to {unpaired:,} queries are in one run only." if unpaired else "")

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from vitscale.config import EvalConfig
+from vitscale.config import EvalConfig, SourceConfig
 from vitscale.errors import UserError
 from vitscale.evals.metrics import PAD
+from vitscale.progress import Task
 
 if TYPE_CHECKING:
     from vitscale.data.loader import Batch
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from vitscale.models.weights import LoadedModel
 
 POOLED = "pooled"  # the output that is the bare backbone
+REJECTS_FILE = "rejects.parquet"
+REJECTS_SCHEMA = pa.schema([("id", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
 MAX_LABELS = 64  # kept per example and field: an evaluation must not cut label lists short
 
 Progress = Callable[[int, int], None]  # (examples done, examples in all)
@@ -61,6 +64,60 @@ class Embedded:
         return len(self.ids)
 
 
+class Embedder:
+    """A model compiled once for any number of sources: images are split over the devices.
+
+    Batches are padded to one size, so there is one compilation, and the padding is dropped: the
+    same result on any number of devices.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        outputs: Sequence[str],
+        *,
+        options: EmbedOptions | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
+        """`outputs` ("pooled" or tasks) are what calls may ask for; devices: all local ones."""
+        check_outputs(model, outputs)
+        self._options = options or EmbedOptions()
+        devices = list(devices or jax.local_devices())
+        self._batch_size = -(-self._options.batch_size // len(devices)) * len(devices)
+        self._image_size = model.config.model.image_size
+        self._apply, self._image_sharding = compile_apply(model, outputs, devices)
+        whole = NamedSharding(self._image_sharding.mesh, PartitionSpec())
+        self._params = jax.device_put(model.params, whole)
+
+    def __call__(
+        self,
+        source: Source,
+        outputs: Sequence[str],
+        *,
+        fields: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Embedded:
+        """Every readable example of `source` once: the named outputs and label fields."""
+        from vitscale.data.loader import eval_batches
+
+        collected = _Collected(tuple(outputs), tuple(fields))
+        for batch in eval_batches(
+            source,
+            batch_size=self._batch_size,
+            image_size=self._image_size,
+            fields=tuple(fields),
+            max_labels=MAX_LABELS,
+            max_image_pixels=self._options.max_image_pixels,
+            max_reject_fraction=self._options.max_reject_fraction,
+            num_threads=self._options.num_threads,
+        ):
+            images = jax.device_put(batch.image, self._image_sharding)
+            collected.add(batch, self._apply(self._params, images))
+            if progress is not None:
+                progress(collected.count, len(source))
+        return collected.finish(source.name)
+
+
 def embed_source(
     model: LoadedModel,
     source: Source,
@@ -71,35 +128,49 @@ def embed_source(
     devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
 ) -> Embedded:
-    """Runs `model` over `source`; keeps the named `outputs` ("pooled" or tasks) and label `fields`.
+    """Runs `model` over one source; see `Embedder`."""
+    embedder = Embedder(model, outputs, options=options, devices=devices)
+    return embedder(source, outputs, fields=fields, progress=progress)
 
-    Batches are split over `devices` (default: all local ones) and padded to one size, so there is
-    one compilation, and the padding is dropped: the same result on any number of devices.
+
+def embed_to_parquet(
+    model: LoadedModel,
+    config: SourceConfig,
+    output: Path,
+    embedding: str = "auto",
+    batch_size: int = 256,
+    *,
+    root: str = ".",
+) -> Path:
+    """Embeds a source into `output/embeddings.parquet` and returns that path.
+
+    Images that cannot be read are left out, named in `output/rejects.parquet`; more than 1 % of
+    them is an error.
     """
-    from vitscale.data.loader import eval_batches
+    from vitscale.data.sources import open_source
 
-    options = options or EmbedOptions()
-    check_outputs(model, outputs)
-    devices = list(devices or jax.local_devices())
-    apply, image_sharding = compile_apply(model, outputs, devices)
-    params = jax.device_put(model.params, NamedSharding(image_sharding.mesh, PartitionSpec()))
-    collected = _Collected()
-    for batch in eval_batches(
-        source,
-        batch_size=-(-options.batch_size // len(devices)) * len(devices),
-        image_size=model.config.model.image_size,
-        fields=tuple(fields),
-        max_labels=MAX_LABELS,
-        max_image_pixels=options.max_image_pixels,
-        max_reject_fraction=options.max_reject_fraction,
-        num_threads=options.num_threads,
-    ):
-        result = apply(params, jax.device_put(batch.image, image_sharding))
-        # Fetched one batch late, so that the host decodes while the devices compute.
-        collected.add(batch, result)
-        if progress is not None:
-            progress(collected.count, len(source))
-    return collected.finish(outputs, fields, source.name)
+    name = choose_embedding(embedding, model)
+    source = open_source(config, root, model.classes)
+    options = EmbedOptions(min(batch_size, len(source)), max_reject_fraction=0.01)
+    with Task(f"embed {source.name}", len(source)) as task:
+        embedded = embed_source(
+            model, source, [name], options=options, progress=lambda done, _: task.update(done)
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    write_parquet(output / REJECTS_FILE, rejects_table({source.name: embedded}))
+    path = output / "embeddings.parquet"
+    write_embeddings(path, embedded.ids, embedded.outputs[name], step=model.step)
+    return path
+
+
+def rejects_table(embedded: Mapping[str, Embedded]) -> pa.Table:
+    """Ids of the images that could not be read, by name of their source."""
+    rows = [
+        {"id": example, "stage": f"embed {name}", "reason": reason}
+        for name, result in embedded.items()
+        for example, reason in result.rejects.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=REJECTS_SCHEMA)
 
 
 def compile_apply(
@@ -118,6 +189,19 @@ def compile_apply(
     return jax.jit(chosen, out_shardings=split), split
 
 
+def choose_embedding(name: str, model: LoadedModel) -> str:
+    """The output that "auto" stands for: the first embedding task, else the pooled backbone."""
+    kinds = {task.name: task.kind for task in model.config.tasks}
+    if name == "auto":
+        return next((task for task, kind in kinds.items() if kind == "embedding"), POOLED)
+    if kinds.get(name, "embedding") != "embedding":
+        raise UserError(
+            f"{name!r} is a {kinds[name]} head, not an embedding; name one or 'pooled'."
+        )
+    check_outputs(model, [name])
+    return name
+
+
 def check_outputs(model: LoadedModel, outputs: Sequence[str]) -> None:
     """Raises `UserError` when the model has no such output."""
     known = [POOLED, *(task.name for task in model.config.tasks)]
@@ -131,8 +215,9 @@ def check_outputs(model: LoadedModel, outputs: Sequence[str]) -> None:
 class _Collected:
     """Valid rows of the batches so far; the newest batch stays on the devices until the next."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: tuple[str, ...], fields: tuple[str, ...]) -> None:
         self.count = 0
+        self._names = outputs, fields
         self._ids: list[str] = []
         self._rejects: dict[str, str] = {}
         self._labels: list[Mapping[str, np.ndarray]] = []
@@ -145,7 +230,8 @@ class _Collected:
         ids = [name for name, keep in zip(batch.ids, valid, strict=True) if keep]
         self._ids.extend(ids)
         self._labels.append({name: np.asarray(v)[valid] for name, v in batch.labels.items()})
-        self._pending = (valid, result)
+        # Fetched one batch late, so that the host reads while the devices compute.
+        self._pending = (valid, {name: result[name] for name in self._names[0]})
         self._rejects |= batch.rejects
         self.count += len(ids) + len(batch.rejects)
 
@@ -155,8 +241,9 @@ class _Collected:
             self._outputs.append({n: np.asarray(v, np.float32)[valid] for n, v in result.items()})
             self._pending = None
 
-    def finish(self, outputs: Sequence[str], fields: Sequence[str], source: str) -> Embedded:
+    def finish(self, source: str) -> Embedded:
         self._fetch()
+        outputs, fields = self._names
         if not self._ids:
             raise UserError(f"none of the images of {source} can be read.")
         return Embedded(
@@ -188,6 +275,11 @@ def write_embeddings(
     table = pa.table({"id": pa.array(list(ids), pa.string()), "vector": column})
     if step is not None:
         table = table.replace_schema_metadata({"vitscale.step": str(step)})
+    write_parquet(path, table)
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Writes a table under a temporary name, then renames it."""
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(table, temporary)
     temporary.rename(path)

@@ -9,23 +9,32 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from vitscale.config import ClassificationConfig, EvalConfig, SourceConfig, TaskConfig
 from vitscale.errors import UserError
 from vitscale.evals import report, suites
-from vitscale.evals.embed import POOLED, Embedded, EmbedOptions, check_outputs, embed_source
+from vitscale.evals.embed import (
+    REJECTS_FILE,
+    Embedded,
+    Embedder,
+    EmbedOptions,
+    check_outputs,
+    choose_embedding,
+    rejects_table,
+    write_parquet,
+)
 from vitscale.evals.evaluation_report import SuiteReport, evaluation_page
 from vitscale.evals.metrics import PAD
 from vitscale.evals.suites import Bootstrap, SuiteResult
+from vitscale.progress import Task
 
 if TYPE_CHECKING:
     from vitscale.data.sources import Source
@@ -34,7 +43,6 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.json"
 NEIGHBOURS_FILE = "neighbours.parquet"
 PER_QUERY_FILE = "per_query.parquet"
-REJECTS_FILE = "rejects.parquet"
 REPORT_FILE = "report.html"
 
 NEIGHBOURS_SCHEMA = pa.schema(
@@ -55,10 +63,8 @@ PER_QUERY_SCHEMA = pa.schema(
         ("value", pa.float64()),  # null: undefined for this query
     ]
 )
-REJECTS_SCHEMA = pa.schema([("id", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
 
 Metrics = dict[str, dict[str, float | int | None]]  # "<suite>/<metric>" -> value, low, high, n
-SourceProgress = Callable[[str, int, int], None]  # (name of the source, examples done, in all)
 
 
 @dataclass
@@ -77,13 +83,7 @@ class _Read:
     embedded: Embedded
 
 
-def evaluate(
-    config: EvalConfig,
-    model: LoadedModel,
-    output: Path,
-    *,
-    progress: SourceProgress | None = None,
-) -> Metrics:
+def evaluate(config: EvalConfig, model: LoadedModel, output: Path) -> Metrics:
     """Runs every suite and writes `metrics.json` (last), `neighbours.parquet`, `per_query.parquet`,
     `rejects.parquet` and `report.html` in `output`. Returns what `metrics.json` holds.
     """
@@ -92,7 +92,7 @@ def evaluate(
         raise UserError("no head of the model reads a field of the sources; nothing to measure.")
     requests = plan(config, model, heads)
     classes = _collect_classes(requests, config.root)
-    reads = _read_sources(config, model, requests, classes, progress)
+    reads = _read_sources(config, model, requests, classes)
     bootstrap = Bootstrap(config.bootstrap_samples, config.seed)
 
     reports = [
@@ -129,19 +129,6 @@ def plan(
     for request in requests.values():
         check_outputs(model, sorted(request.outputs))
     return requests
-
-
-def choose_embedding(name: str, model: LoadedModel) -> str:
-    """The output that "auto" stands for: the first embedding task, else the pooled backbone."""
-    if name == "auto":
-        tasks = [task.name for task in model.config.tasks if task.kind == "embedding"]
-        return tasks[0] if tasks else POOLED
-    kinds = {task.name: task.kind for task in model.config.tasks}
-    if kinds.get(name, "embedding") != "embedding":
-        raise UserError(
-            f"{name!r} is a {kinds[name]} head, not an embedding; name one or 'pooled'."
-        )
-    return name
 
 
 def choose_heads(suite: ClassificationConfig, model: LoadedModel, root: str) -> list[TaskConfig]:
@@ -193,7 +180,6 @@ def _read_sources(
     model: LoadedModel,
     requests: Mapping[SourceConfig, _Request],
     classes: Mapping[str, list[str]],
-    progress: SourceProgress | None,
 ) -> dict[SourceConfig, _Read]:
     from vitscale.data.sources import open_source
 
@@ -202,22 +188,23 @@ def _read_sources(
         key: open_source(_with_fields(key, request), config.root, classes)
         for key, request in requests.items()
     }
+    # One compilation for all; no batch larger than the largest source.
+    outputs = sorted(set().union(*(request.outputs for request in requests.values())))
+    options = EmbedOptions.of(config)
+    largest = max(map(len, opened.values()))
+    options = dataclasses.replace(options, batch_size=min(options.batch_size, largest))
+    embedder = Embedder(model, outputs, options=options)
     reads = {}
     for key, request in requests.items():
-
-        def tell(done: int, total: int, name: str = opened[key].name) -> None:
-            if progress is not None:
-                progress(name, done, total)
-
-        embedded = embed_source(
-            model,
-            opened[key],
-            sorted(request.outputs),
-            fields=sorted(request.fields),
-            options=EmbedOptions.of(config),
-            progress=tell,
-        )
-        reads[key] = _Read(opened[key], embedded)
+        source = opened[key]
+        with Task(f"embed {source.name}", len(source)) as task:
+            embedded = embedder(
+                source,
+                sorted(request.outputs),
+                fields=sorted(request.fields),
+                progress=lambda done, _, task=task: task.update(done),  # type: ignore[misc]
+            )
+        reads[key] = _Read(source, embedded)
     return reads
 
 
@@ -328,14 +315,14 @@ def _write(
         for result in results
         for name, estimate in result.estimates.items()
     }
-    rejects = rejects_table(reads)
+    rejects = rejects_table({read.source.name: read.embedded for read in reads.values()})
     title = f"{model.path} at step {model.step:,}"
     document = evaluation_page(title, reports, rejects.num_rows, config.gallery_queries)
 
     output.mkdir(parents=True, exist_ok=True)
-    _write_parquet(output / NEIGHBOURS_FILE, neighbours_table(results))
-    _write_parquet(output / PER_QUERY_FILE, per_query_table(results))
-    _write_parquet(output / REJECTS_FILE, rejects)
+    write_parquet(output / NEIGHBOURS_FILE, neighbours_table(results))
+    write_parquet(output / PER_QUERY_FILE, per_query_table(results))
+    write_parquet(output / REJECTS_FILE, rejects)
     report.write_page(output / REPORT_FILE, document)
     # Last: a folder with metrics.json is complete.
     temporary = output / (METRICS_FILE + ".tmp")
@@ -378,19 +365,3 @@ def per_query_table(results: Sequence[SuiteResult]) -> pa.Table:
             }
             tables.append(pa.table(columns, schema=PER_QUERY_SCHEMA))
     return pa.concat_tables(tables)
-
-
-def rejects_table(reads: Mapping[SourceConfig, _Read]) -> pa.Table:
-    """Ids of the images that could not be decoded, by source."""
-    rows: dict[str, list[str]] = {"id": [], "stage": [], "reason": []}
-    for read in reads.values():
-        rows["id"] += read.embedded.rejects.keys()
-        rows["stage"] += [f"embed {read.source.name}"] * len(read.embedded.rejects)
-        rows["reason"] += read.embedded.rejects.values()
-    return pa.table(rows, schema=REJECTS_SCHEMA)
-
-
-def _write_parquet(path: Path, table: pa.Table) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    temporary.rename(path)

@@ -65,7 +65,8 @@ def precision_at(
     relevant: Bool[np.ndarray, "Q d"], num_relevant: Int[np.ndarray, " Q"], k: int
 ) -> Float[np.ndarray, " Q"]:
     """P@k: share of the first k ranks that are relevant (a smaller index cannot fill k)."""
-    return _defined(np.divide(relevant[:, :k].sum(axis=1), k), num_relevant)
+    hits = np.cumsum(relevant[:, :k], axis=1)[:, -1]
+    return _defined(hits / k, num_relevant)
 
 
 def recall_at(

@@ -82,9 +82,15 @@ def surface_concepts(shop: Path) -> dict[str, str]:
 def canonical_phrases(prep: Path) -> list[tuple[str, int, int]]:
     """(phrase, cluster, document frequency) of every clustered phrase."""
     clusters = pq.read_table(prep / "clusters.parquet").to_pylist()
-    vocabulary = {row["phrase_id"]: row for row in pq.read_table(prep / "vocabulary.parquet").to_pylist()}
+    vocabulary = {
+        row["phrase_id"]: row for row in pq.read_table(prep / "vocabulary.parquet").to_pylist()
+    }
     return [
-        (vocabulary[row["phrase_id"]]["phrase"], row["cluster_id"], vocabulary[row["phrase_id"]]["document_frequency"])
+        (
+            vocabulary[row["phrase_id"]]["phrase"],
+            row["cluster_id"],
+            vocabulary[row["phrase_id"]]["document_frequency"],
+        )
         for row in clusters
     ]
 
@@ -103,7 +109,9 @@ def main() -> None:
     parser.add_argument("--products", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shop", type=Path, help="an existing folder of `vitscale shop`")
-    parser.add_argument("--details", action="store_true", help="precision and recall by kind, stage times")
+    parser.add_argument(
+        "--details", action="store_true", help="precision and recall by kind, stage times"
+    )
     parser.add_argument("--config", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +120,9 @@ def main() -> None:
             generate_shop(ShopConfig(products=arguments.products, seed=arguments.seed), shop)
         prep = Path(folder) / "prep"
         start = time.perf_counter()
-        run_prep(load_config(PrepConfig, str(CONFIG), arguments.config), shop / "catalogue.jsonl", prep)
+        run_prep(
+            load_config(PrepConfig, str(CONFIG), arguments.config), shop / "catalogue.jsonl", prep
+        )
         seconds = time.perf_counter() - start
         manifest = json.loads((prep / "manifest.json").read_text(encoding="utf-8"))
         quality = measure_labels(prep, shop)

@@ -35,7 +35,7 @@ def near_spellings(
                 index.setdefault(key, []).append(target)
     pairs = []
     for form, count in forms.items():
-        edits = _edits(form, config)
+        edits = _edits(form + "?", config)  # a letter may be missing
         if not edits or not form.isalpha():
             continue
         best: tuple[int, int, str] | None = None
@@ -57,13 +57,17 @@ def plural_pairs(phrases: Mapping[str, int]) -> list[tuple[str, str]]:
     """(plural, singular) of phrases that are both in the vocabulary, by the last word's ending (English)."""
     pairs = []
     for phrase, count in phrases.items():
-        head, _, last = phrase.rpartition(" ")
-        for singular in singulars(last):
-            target = f"{head} {singular}" if head else singular
+        for target in singular_phrases(phrase):
             if phrases.get(target, 0) * 10 >= count:
                 pairs.append((phrase, target))
                 break
     return pairs
+
+
+def singular_phrases(phrase: str) -> tuple[str, ...]:
+    """Possible singulars of a phrase: of its last word."""
+    head, space, last = phrase.rpartition(" ")
+    return tuple(head + space + word for word in singulars(last))
 
 
 def singulars(word: str) -> tuple[str, ...]:

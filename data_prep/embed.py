@@ -15,7 +15,7 @@ import scipy.sparse.linalg
 
 from data_prep.schema import EmbeddingConfig
 
-DENSE_LIMIT = 1500  # phrases up to which the full eigenproblem is the faster one
+DENSE_LIMIT = 400  # phrases up to which the full eigenproblem is the faster one
 
 
 def symmetric_counts(counts: pa.Table, canonical: np.ndarray) -> scipy.sparse.csr_matrix:

@@ -26,8 +26,13 @@ _LEVEL = _ROOT.level
 _ROOT.setLevel(logging.ERROR)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"vitscale prep needs {error.name}, which is not installed: pip install 'vitscale[prep]'."
+        ) from error
 _ROOT.setLevel(_LEVEL)
 
 # Beam's "DirectRunner" first tries Prism, a Go binary that it downloads; its in-process runner needs nothing.

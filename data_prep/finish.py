@@ -85,7 +85,9 @@ def choose_examples(work: Work, folder: Path) -> TableFile:
         ids = picked.column("id").to_pylist()
         keys = [hashlib.blake2b(f"{work.config.seed}:{i}".encode()).digest() for i in ids]
         best = sorted(range(len(ids)), key=keys.__getitem__)[:count]
-        records = read_part(work / "records", part).take(picked.column("record").take(pa.array(best)))
+        records = read_part(work / "records", part).take(
+            picked.column("record").take(pa.array(best))
+        )
         for position, row in zip(best, records.to_pylist(), strict=True):
             chosen.append((keys[position], row))
         chosen = sorted(chosen, key=lambda item: item[0])[:count]

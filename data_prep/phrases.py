@@ -82,7 +82,9 @@ def describe_phrases(
 
     kept = np.flatnonzero(folded == np.arange(len(phrases)))
     vectors = embed_phrases(counts[kept][:, kept], config.embedding, config.seed)
-    clustering = cluster_phrases(vectors, frequency[kept].astype(float), config.clusters, config.seed)
+    clustering = cluster_phrases(
+        vectors, frequency[kept].astype(float), config.clusters, config.seed
+    )
     cluster = np.zeros(len(phrases), np.int32)
     cluster[kept] = clustering.assignment
     table = PhraseTable(phrases, folded, cluster[folded], quality)
@@ -105,14 +107,31 @@ def fold_spellings(
         return np.arange(len(phrases), dtype=np.int32)
     place = {phrase: i for i, phrase in enumerate(phrases)}
     known = {phrase: int(frequency[i]) for phrase, i in place.items() if frequency[i] > 0}
+    near = near_spellings(known, known, config.vocabulary)
+    alike = similar_use(counts, [(place[form], place[target]) for form, target in near], config)
+    limit = config.vocabulary.spelling_min_similarity
+    return canonical_ids(phrases, [p for p, s in zip(near, alike, strict=True) if s >= limit])
+
+
+def similar_use(
+    counts: scipy.sparse.csr_matrix, pairs: Sequence[tuple[int, int]], config: PrepConfig
+) -> list[float]:
+    """How alike (form, target) are used, about 0..1: the larger of two measures.
+
+    The cosine of their PPMI rows, which needs many counts; and how readily the form meets the target in another source
+    relative to how readily the target meets itself there, which a few counts settle.
+    """
     rows = ppmi(counts, config.embedding)
-    pairs = []
-    for form, target in near_spellings(known, known, config.vocabulary):
-        a, b = rows[place[form]], rows[place[target]]
+    total = np.asarray(counts.sum(axis=1), np.float64).ravel()
+    found = []
+    for form, target in pairs:
+        a, b = rows[form], rows[target]
         norm = np.sqrt(a.multiply(a).sum() * b.multiply(b).sum())
-        if norm > 0 and a.multiply(b).sum() / norm >= config.vocabulary.spelling_min_similarity:
-            pairs.append((form, target))
-    return canonical_ids(phrases, pairs)
+        cosine = a.multiply(b).sum() / norm if norm > 0 else 0.0
+        itself = counts[target, target] / max(total[target], 1.0)
+        meets = counts[form, target] / max(total[form], 1.0)
+        found.append(max(cosine, meets / itself if itself > 0 else 0.0))
+    return found
 
 
 def _vocabulary_table(

@@ -191,9 +191,7 @@ def _weighted(work: Work) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_arrays(columns, schema=balance.LABELS_SCHEMA)
 
 
-def _parts(
-    work: Work, name: str, columns: Sequence[str] | None = None
-) -> Iterator[pa.RecordBatch]:
+def _parts(work: Work, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     for part in list_parts(work / name):
         yield read_part(work / name, part, columns)
 

@@ -92,7 +92,9 @@ def prep_summary(folder: Path) -> PrepSummary:
     names = pq.read_table(folder / "cluster_names.parquet")["name"].to_pylist()
     vocabulary = pq.read_table(folder / "vocabulary.parquet", columns=["phrase_id", "phrase"])
     phrases = dict(zip(*(vocabulary[n].to_pylist() for n in ("phrase_id", "phrase")), strict=True))
-    cluster_of = dict(zip(*(clusters[n].to_pylist() for n in ("phrase_id", "cluster_id")), strict=True))
+    cluster_of = dict(
+        zip(*(clusters[n].to_pylist() for n in ("phrase_id", "cluster_id")), strict=True)
+    )
     by_phrase = manifest["config"]["label_space"] == "phrases"
     label_of = {phrase: phrase for phrase in cluster_of} if by_phrase else cluster_of
     label_names = phrases if by_phrase else dict(enumerate(names))

@@ -46,16 +46,13 @@ class VocabularyConfig:
     fragment_fraction: float = (
         0.9  # drop a phrase when this share of it lies inside one longer phrase
     )
-    stop_words: tuple[
-        str, ...
-    ] = ()  # besides the built-in English ones: never at a phrase's border
+    stop_words: tuple[str, ...] = ()  # besides the built-in English ones: no part of phrases
+    inner_stop_words: tuple[str, ...] = ("of",)  # those that a phrase may have between its words
     stop_phrases: tuple[str, ...] = ()  # never a phrase
     fold_plurals: bool = True  # "sofas" -> "sofa" where both are frequent
     spelling_ratio: float = 10.0  # fold a word into one this many times as frequent; 0: never
     spelling_min_length: int = 4  # letters; two edits are allowed from twice this length
-    spelling_min_similarity: float = (
-        0.5  # context cosine that a *frequent* near-spelling must reach
-    )
+    spelling_min_similarity: float = 0.5  # of use, that a *frequent* near-spelling must reach
     overlap: Literal["longest", "all"] = "longest"  # "coffee table" hides the "table" within it
     language: str = "und"  # BCP 47 tag written to vocabulary.parquet; nothing identifies it yet
 
@@ -89,7 +86,7 @@ class ScoringConfig:
     """score = noisy-or of the sources * specificity * idf (see data_prep.scoring)."""
 
     support_power: float = 0.5  # of the share of a list's weight whose items hold the phrase
-    idf_scale: float = 2.0  # idf at which the factor saturates at 1
+    idf_scale: float = 1.0  # idf at which the factor saturates at 1
     specificity_scale: float = 0.1  # nats of context divergence at which the factor is 1/2
     min_score: float = 0.5  # a label needs this
     relative_min_score: float = 0.5  # ... and this share of the image's best score

@@ -11,7 +11,6 @@ What each stage does to a batch is a pure function of another module; here they 
 
 from __future__ import annotations
 
-import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,8 +29,6 @@ from data_prep.scoring import PhraseTable
 from data_prep.sources import read_batches
 from data_prep.write import list_parts, read_part, write_example_shard, write_part
 from vitscale.errors import UserError
-
-log = logging.getLogger("vitscale.prep")
 
 ID_BUCKETS = 16  # groups of ids that are checked for duplicates together
 PHRASE_COUNTS_SCHEMA = pa.schema([("phrase_id", pa.int32()), ("count", pa.int64())])
@@ -124,9 +121,7 @@ def match(work: Work, trie: PhraseTrie, canonical: np.ndarray) -> None:
         )
         sums = work / "sums"
         sum_to_file(hits, count_phrases, PHRASE_COUNTS_SCHEMA, sums, "phrase-counts")
-        pairs = partial(
-            candidates.count_cooccurrence, num_phrases=len(canonical), context=context
-        )
+        pairs = partial(candidates.count_cooccurrence, num_phrases=len(canonical), context=context)
         sum_to_file(hits, pairs, candidates.COUNTS_SCHEMA, sums, "cooccurrence")
 
 

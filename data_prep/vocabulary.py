@@ -8,26 +8,28 @@ memory by the number of frequent sequences.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.candidates import PhraseTrie, list_offsets, words_left
+from data_prep.canonical import singular_phrases
 from data_prep.schema import VocabularyConfig
 
 WORD_COUNTS_SCHEMA = pa.schema([("word", pa.string()), ("count", pa.int64())])
 EXTENSION_COUNTS_SCHEMA = pa.schema(
     [("prefix", pa.int32()), ("word", pa.int32()), ("count", pa.int64())]
 )
-STOP_WORDS = frozenset(
-    """a about above after all also am an and any are as at be been but by can could do does for from
-    get had has have he her here hers him his how i if in into is it its just like me more most my new no nor
-    not now of off on once only or other our ours out over own per she so some such than that the their them
-    then there these they this those through to too under until up upon us use very via was we were what when
-    where which while who whom why will with within without would you your yours""".split()
-)
+_STOP_WORDS = """
+a about above after all also am an and any are as at be been but by can could do does for from get had has have he
+her here hers him his how i if in into is it its just like me more most my new no nor not now of off on once only or
+other our ours out over own per she so some such than that the their them then there these they this those through to
+too under until up upon us use very via was we were what when where which while who whom why will with within without
+would you your yours
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())  # English
 
 
 def count_words(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -90,19 +92,24 @@ def select_phrases(
 ) -> dict[str, int]:
     """The sequences that make phrases, most frequent first.
 
-    Dropped: too frequent; a stop word at a border; no word of two letters; a word of digits alone; longer ones below
-    the collocation score; fragments of one longer phrase.
+    Dropped: too frequent; a stop word at a border, or inside (but "bag of flour"); no word of two letters; a word of
+    digits alone; longer ones below the collocation score; fragments of one longer phrase.
     """
     stop_words = STOP_WORDS | set(config.stop_words)
+    inner = stop_words - set(config.inner_stop_words)
     stop_phrases = set(config.stop_phrases)
     limit = config.max_document_fraction * num_records
-    kept = {
+    usable = {
         phrase: count
         for phrase, count in counts.items()
         if count <= limit
         and phrase not in stop_phrases
-        and _is_wordlike(phrase.split(" "), stop_words)
-        and collocation(phrase, counts, num_records) >= config.min_npmi
+        and _is_wordlike(phrase.split(" "), stop_words, inner)
+    }
+    bound = {p for p in usable if collocation(p, counts, num_records) >= config.min_npmi}
+    # "dining tables" is a collocation when "dining table" is, however rare the plural.
+    kept = {
+        p: c for p, c in usable.items() if p in bound or bound.intersection(singular_phrases(p))
     }
     for phrase in fragments(kept, config.fragment_fraction):
         del kept[phrase]
@@ -131,14 +138,15 @@ def collocation(phrase: str, counts: Mapping[str, int], num_records: int) -> flo
 
 def fragments(counts: Mapping[str, int], fraction: float) -> list[str]:
     """Phrases that occur almost only inside one longer phrase ("t" in "t shirt"); cf. C-value (Frantzi, 2000)."""
-    found: dict[str, None] = {}
+    inside: dict[tuple[str, str], int] = {}  # (part, singular of the longer phrase) -> records
     for phrase, count in counts.items():
         words = phrase.split(" ")
-        for length in range(1, len(words)):
-            for start in range(len(words) - length + 1):
-                part = " ".join(words[start : start + length])
-                if part in counts and count >= fraction * counts[part]:
-                    found[part] = None
+        singular = next((p for p in singular_phrases(phrase) if p in counts), phrase)
+        parts = (words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1))
+        for part in {" ".join(p) for p in parts if len(p) < len(words)}:
+            if part in counts:
+                inside[part, singular] = inside.get((part, singular), 0) + count
+    found = {part: None for (part, _), count in inside.items() if count >= fraction * counts[part]}
     return list(found)
 
 
@@ -147,8 +155,8 @@ def inverse_document_frequency(document_frequency: np.ndarray, num_records: int)
     return np.log((1.0 + num_records) / (1.0 + np.minimum(document_frequency, num_records)))
 
 
-def _is_wordlike(words: Sequence[str], stop_words: frozenset[str] | set[str]) -> bool:
-    if words[0] in stop_words or words[-1] in stop_words:
+def _is_wordlike(words: Sequence[str], border: Set[str], inner: Set[str]) -> bool:
+    if words[0] in border or words[-1] in border or not inner.isdisjoint(words):
         return False
     if any(word.isdigit() for word in words):
         return False

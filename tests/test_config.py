@@ -1,5 +1,4 @@
-"""From a config file and overrides to a checked dataclass: what is accepted, and what is said of
-the rest."""
+"""From a config file and overrides to a checked dataclass, and what is said of mistakes."""
 
 from __future__ import annotations
 
@@ -30,15 +29,20 @@ from vitscale.errors import UserError
 
 CONFIG = """
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 def get_config(size="S"):
-    c = ml_collections.ConfigDict() c.total_steps = 100 c.model =
-    ml_collections.ConfigDict({"variant": size + "/16", "width": ml_collections.FieldReference(64)})
-    c.optim = ml_collections.ConfigDict({"lr": 1, "lr_multipliers": {"^backbone/": 0.1}}) c.data =
-    ml_collections.ConfigDict() c.data.sources = (dict(kind="csv", path="a.csv", fields=("label",)),
-    dict(kind="csv", path="b.csv")) c.tasks = [dict(name="label", kind="single_label"),
-    dict(name="shade", kind="ordinal")] return c
+    c = ml_collections.ConfigDict()
+    c.total_steps = 100
+    c.model = ml_collections.ConfigDict({"variant": size + "/16"})
+    c.model.width = ml_collections.FieldReference(64)
+    c.optim = ml_collections.ConfigDict({"lr": 1, "lr_multipliers": {"^backbone/": 0.1}})
+    c.data = ml_collections.ConfigDict()
+    c.data.sources = (
+        dict(kind="csv", path="a.csv", fields=("label",)),
+        dict(kind="csv", path="b.csv"),
+    )
+    c.tasks = [dict(name="label", kind="single_label"), dict(name="shade", kind="ordinal")]
+    return c
 """
 
 

@@ -174,7 +174,11 @@ def _shop(arguments: argparse.Namespace, overrides: list[str]) -> None:
         products=arguments.products, image_size=arguments.image_size, seed=arguments.seed
     )
     with Task("render", arguments.products) as progress:
-        generate_shop(config, arguments.output, progress=lambda done, total: progress.update(done))
+        generate_shop(
+            config,
+            arguments.output,
+            progress=lambda done, total: progress.update(done, total=total),
+        )
     print(f"wrote the catalogue to {arguments.output}")
 
 

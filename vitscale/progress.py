@@ -56,11 +56,12 @@ class Task:
         elif kind is None:
             self._line()
 
-    def update(self, done: int, info: str = "") -> None:
-        """`done` of `total` are finished; `info` is shown beside the bar."""
+    def update(self, done: int, info: str = "", *, total: int | None = None) -> None:
+        """`done` of `total` are finished; `info` is shown beside the bar; `total` may become known late."""
         self._done, self._info = done, info or self._info
+        self._total = total or self._total
         if self._live:
-            self._progress.update(self._task, completed=done, info=self._info)
+            self._progress.update(self._task, completed=done, total=self._total, info=self._info)
         elif time.monotonic() - self._last_line >= PLAIN_SECONDS and done < self._total:
             self._line()
 

@@ -1,6 +1,6 @@
 """Weak labels from the text of the generated catalogue (`vitscale shop`).
 
-    vitscale prep --config configs/prep/shop.py --input SHOP/catalogue.jsonl --output PREP
+vitscale prep --config configs/prep/shop.py --input SHOP/catalogue.jsonl --output PREP
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,4 @@
-"""Decoding: every kind of image file becomes the same RGB, every bad one an `ImageError` with its
-reason."""
+"""Decoding: every kind of image file becomes the same RGB, every bad one has its reason."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The loader: a batch is a pure function of (seed, number), whatever threads, hosts and resumes
-do."""
+"""The loader: a batch is a function of (seed, number), whatever threads, hosts and resumes do."""
 
 from __future__ import annotations
 
@@ -113,8 +112,9 @@ def test_hosts_change_nothing(shards: SourceConfig) -> None:
     for count in (2, 4):
         for index in range(count):
             with loader(shards, process_index=index, process_count=count) as part:
+                share = len(expected[0].ids) // count
                 for a, b in zip(expected, take(part, 5), strict=True):
-                    assert_equal(a, b, slice(index, None, count))
+                    assert_equal(a, b, slice(index * share, (index + 1) * share))
 
 
 def test_seed_changes_order_and_crops(shards: SourceConfig) -> None:
@@ -143,7 +143,8 @@ def test_resume_is_exact(shards: SourceConfig) -> None:
         assert second.get_state() == {"next_batch": 2}
     # A checkpoint of one host resumes on two.
     with loader(shards, start=state, process_index=1, process_count=2) as part:
-        assert_equal(expected[4], next(part), slice(1, None, 2))
+        half = len(expected[4].ids) // 2
+        assert_equal(expected[4], next(part), slice(half, None))
 
 
 def test_mixture_in_every_batch(make_shards: Callable, make_examples: Callable) -> None:

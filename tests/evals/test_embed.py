@@ -1,7 +1,6 @@
 """Every example once, the same numbers on any number of devices, joined by id."""
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,9 +13,9 @@ from vitscale.config import DataConfig, ModelConfig, SourceConfig, TaskConfig, T
 from vitscale.data.sources import collect_classes, open_source
 from vitscale.errors import UserError
 from vitscale.evals.embed import (
+    Embedder,
     EmbedOptions,
     embed_source,
-    embed_to_parquet,
     read_embeddings,
     write_embeddings,
 )
@@ -128,11 +127,12 @@ def test_embeddings_survive_the_file(tmp_path):
         read_embeddings(tmp_path / "absent.parquet")
 
 
-def test_a_source_is_embedded_into_a_folder(catalogue, model, tmp_path):
-    config, root = catalogue
-    path = embed_to_parquet(model, replace(config, fields=()), tmp_path / "out", root=root)
-    ids, vectors = read_embeddings(path)
-    assert path == tmp_path / "out/embeddings.parquet"
-    assert ids == [f"item{i}" for i in range(21)]
-    assert vectors.shape == (21, 8)  # auto: the embedding task
-    assert len(pq.read_table(tmp_path / "out/rejects.parquet")) == 0
+def test_one_compilation_serves_several_sources_and_outputs(catalogue, model):
+    source = opened(catalogue)
+    embedder = Embedder(model, ["pooled", "kind"], options=EmbedOptions(batch_size=8))
+    first = embedder(source, ["kind"], fields=["kind"])
+    second = embedder(source, ["pooled"])
+    assert (list(first.outputs), list(second.outputs)) == (["kind"], ["pooled"])
+    assert (list(first.labels), list(second.labels)) == (["kind"], [])
+    alone = embed_source(model, source, ["pooled"])
+    np.testing.assert_allclose(second.outputs["pooled"], alone.outputs["pooled"], atol=1e-5)

@@ -27,7 +27,6 @@ from vitscale.config_loading import load_config
 from vitscale.errors import UserError
 from vitscale.evals.compare import (
     compare,
-    print_comparison,
     to_html,
     to_markdown,
     write_comparison,
@@ -270,23 +269,22 @@ def test_labels_are_translated_to_the_models_classes():
     assert unknown == 1
 
 
-def test_comparison_finds_the_better_run(shop, tmp_path, capsys):
+def test_comparison_finds_the_better_run(shop, tmp_path):
     config = eval_config(shop)
     evaluate(config, ColourModel(blind=True), tmp_path / "a")
     evaluate(config, ColourModel(), tmp_path / "b")
-    comparison = compare(tmp_path / "a", tmp_path / "b", permutations=2000)
-    by_metric = {row.metric: row for row in comparison.rows}
+    rows = compare(tmp_path / "a", tmp_path / "b", permutations=2000)
+    by_metric = {row.metric: row for row in rows}
     found = by_metric["retrieval/mAP@10"]
     assert found.better == "B"
     assert found.paired.difference > 0
     assert found.paired.n == 12
-    assert all(row.better == "" for row in compare(tmp_path / "b", tmp_path / "b").rows)
+    assert all(row.better == "" for row in compare(tmp_path / "b", tmp_path / "b"))
 
-    assert "| retrieval/mAP@10 |" in to_markdown(comparison)
-    assert "runs/&lt;b&gt;" in to_html(replace(comparison, name_b="runs/<b>"))
-    print_comparison(comparison)
-    assert "retrieval/mAP@10" in capsys.readouterr().out
-    write_comparison(comparison, tmp_path / "c")
+    table = to_markdown(rows, "runs/a", "runs/<b>")
+    assert "| retrieval/mAP@10 |" in table
+    assert "runs/&lt;b&gt;" in to_html(rows, "runs/a", "runs/<b>")
+    write_comparison(tmp_path / "c", rows, "a", "b")
     assert {p.name for p in (tmp_path / "c").iterdir()} == {
         "compare.md",
         "compare.html",
@@ -308,7 +306,7 @@ def test_lower_error_is_better(shop, tmp_path):
         for v, is_mae in zip(table["value"].to_pylist(), mae, strict=True)
     ]
     pq.write_table(table.set_column(3, table.schema.field(3), [values]), path)
-    rows = {row.metric: row for row in compare(tmp_path / "a", tmp_path / "b").rows}
+    rows = {row.metric: row for row in compare(tmp_path / "a", tmp_path / "b")}
     assert rows["heads/shade/mae"].better == "A"
 
 

@@ -61,6 +61,7 @@ def test_cells_by_kind():
     assert "1,234" in html
     assert "0.500" in html
     assert "0.100 – 0.400" in html
+    assert "<b>3</b>" in html  # a count, not 3.000
     assert "<i>kept</i>" in html
     assert html.count('class="best"') == 1
     assert '<th scope="col" class="number">b</th>' in html
@@ -131,18 +132,3 @@ def test_numbers_are_short():
         report.format_number(v) for v in (0.12345, 12.5, 1234567, 250.0, np.float64(123.45), 0)
     ]
     assert shown == ["0.123", "12.500", "1,234,567", "250", "123.5", "0"]
-
-
-def test_the_terminal_shows_every_metric_unabridged(capsys):
-    name = "a_suite_with_a_long_name/a_task_with_a_long_name/[bold]balanced_accuracy"
-    report.print_metrics(
-        {
-            name: {"value": 0.5, "low": 0.4, "high": 0.61, "n": 1200},
-            "count": {"value": 3.0, "low": None, "high": None, "n": 9},
-        }
-    )
-    shown = capsys.readouterr().out
-    assert name in shown
-    assert "0.400 – 0.610" in shown
-    assert "1,200" in shown
-    assert "– – –" in shown

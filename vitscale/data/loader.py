@@ -93,7 +93,9 @@ class TrainLoader:
         self._sources = list(sources)
         self._reject_limit = config.max_reject_fraction * sum(len(source) for source in sources)
         self._next_batch = 0
-        rows = range(process_index, config.global_batch_size, process_count)
+        # Contiguous, so that the assembled global array has one order for any number of hosts.
+        share = config.global_batch_size // process_count
+        rows = range(process_index * share, (process_index + 1) * share)
         spec = BatchSpec(
             len(rows), image_size, tuple(fields), config.max_labels, config.max_image_pixels
         )

@@ -207,7 +207,9 @@ class ShardSource:
         self, config: SourceConfig, root: str, classes: Mapping[str, Sequence[str]]
     ) -> None:
         self.name = _source_name(config)
-        folder, split = Path(root, config.path), _shard_split(config)
+        if config.split is None:
+            raise UserError(f"source {config.path}: shards need a split, for example 'train'.")
+        folder, split = Path(root, config.path), config.split
         self._paths = records.find_shards(folder, split)
         index = records.read_index(folder, split)
         if len(index) == 0:
@@ -308,12 +310,6 @@ def _source_name(config: SourceConfig) -> str:
     return config.path if config.split is None else f"{config.path}[{config.split}]"
 
 
-def _shard_split(config: SourceConfig) -> str:
-    if config.split is None:
-        raise UserError(f"source {config.path}: shards need a split, for example 'train'.")
-    return config.split
-
-
 def _shard_classes(config: SourceConfig, root: str) -> dict[str, list[str]]:
     """classes.json, restricted to the fields that the config names."""
     stored = records.read_classes(Path(root, config.path))
@@ -401,5 +397,4 @@ def _sorted_values(values: set[str]) -> list[str]:
 
 def _nearest(name: str, known: Sequence[str] | Mapping[str, object]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"it has {', '.join(known)}.{hint}"
+    return f"it has {', '.join(known)}." + "".join(f" Did you mean {n!r}?" for n in near)

@@ -43,18 +43,9 @@ class ComparisonRow:
         return "B" if (self.paired.difference > 0) != lower else "A"
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """All metrics of two runs; A and B are shown by these names."""
-
-    name_a: str
-    name_b: str
-    rows: Sequence[ComparisonRow]
-
-
 def compare(
     run_a: Path, run_b: Path, *, samples: int = 1000, permutations: int = 10_000, seed: int = 0
-) -> Comparison:
+) -> list[ComparisonRow]:
     """Paired differences of all metrics that both output folders of `vitscale eval` hold."""
     a, b = read_per_query(run_a), read_per_query(run_b)
     shared = [metric for metric in a if metric in b]
@@ -77,7 +68,7 @@ def compare(
             seed=seed,
         )
         rows.append(ComparisonRow(metric, paired, len(a[metric].keys() ^ b[metric].keys())))
-    return Comparison(str(run_a), str(run_b), rows)
+    return rows
 
 
 def read_per_query(run: Path) -> dict[str, dict[str, float]]:
@@ -92,48 +83,39 @@ def read_per_query(run: Path) -> dict[str, dict[str, float]]:
     return values
 
 
-def write_comparison(comparison: Comparison, output: Path) -> None:
+def write_comparison(output: Path, rows: Sequence[ComparisonRow], name_a: str, name_b: str) -> None:
     """Writes `compare.md`, `compare.html` and `compare.json`, each under a temporary name first."""
     output.mkdir(parents=True, exist_ok=True)
     documents = {
-        "compare.md": to_markdown(comparison),
-        "compare.html": to_html(comparison),
-        "compare.json": to_json(comparison),
+        "compare.md": to_markdown(rows, name_a, name_b),
+        "compare.html": to_html(rows, name_a, name_b),
+        "compare.json": to_json(rows),
     }
     for name, text in documents.items():
         report.write_page(output / name, text)
 
 
-def print_comparison(comparison: Comparison) -> None:
-    """The table on the terminal."""
-    print(f"A: {comparison.name_a}\nB: {comparison.name_b}")
-    report.print_table(COLUMNS, [_texts(row) for row in comparison.rows])
-    print(_explanation(comparison))
-
-
-def to_markdown(comparison: Comparison) -> str:
+def to_markdown(rows: Sequence[ComparisonRow], name_a: str, name_b: str) -> str:
     """A table for a pull request."""
     lines = [
-        f"A: `{comparison.name_a}`  ",
-        f"B: `{comparison.name_b}`",
+        f"A: `{name_a}`  ",
+        f"B: `{name_b}`",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|---|{'---:|' * (len(COLUMNS) - 2)}---|",
     ]
-    lines += [f"| {' | '.join(row_texts(row))} |" for row in comparison.rows]
-    return "\n".join([*lines, "", _explanation(comparison)]) + "\n"
+    lines += [f"| {' | '.join(row_texts(row))} |" for row in rows]
+    return "\n".join([*lines, "", _explanation(rows)]) + "\n"
 
 
-def to_html(comparison: Comparison) -> str:
+def to_html(rows: Sequence[ComparisonRow], name_a: str, name_b: str) -> str:
     """The same table as a page."""
-    content = report.table(Table(COLUMNS, [row_texts(row) for row in comparison.rows]))
-    section = Section("Paired differences", content, _explanation(comparison))
-    return report.page(
-        "Comparison", [section], subtitle=f"A: {comparison.name_a}, B: {comparison.name_b}"
-    )
+    content = report.table(Table(COLUMNS, [row_texts(row) for row in rows]))
+    section = Section("Paired differences", content, _explanation(rows))
+    return report.page("Comparison", [section], subtitle=f"A: {name_a}, B: {name_b}")
 
 
-def to_json(comparison: Comparison) -> str:
+def to_json(rows: Sequence[ComparisonRow]) -> str:
     """The rows as JSON, NaN as null."""
 
     def plain(value: object) -> object:
@@ -142,7 +124,7 @@ def to_json(comparison: Comparison) -> str:
     entries = [
         {"metric": row.metric, "better": row.better, "unpaired": row.unpaired}
         | {name: plain(value) for name, value in asdict(row.paired).items()}
-        for row in comparison.rows
+        for row in rows
     ]
     return json.dumps(entries, indent=1, allow_nan=False) + "\n"
 
@@ -161,11 +143,11 @@ def row_texts(row: ComparisonRow) -> list[str]:
     ]
 
 
-def _explanation(comparison: Comparison) -> str:
+def _explanation(rows: Sequence[ComparisonRow]) -> str:
     text = (
         "Means over the queries that both runs answered; percentile bootstrap intervals; p-values "
         f"of a sign-flip permutation test. Better: p < {SIGNIFICANCE} and an interval without 0. "
         "The p-values are not corrected for the number of metrics."
     )
-    unpaired = max((row.unpaired for row in comparison.rows), default=0)
+    unpaired = max((row.unpaired for row in rows), default=0)
     return text + (f" Up to {unpaired:,} queries are in one run only." if unpaired else "")

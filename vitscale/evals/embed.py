@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from vitscale.config import EvalConfig, SourceConfig
+from vitscale.config import EvalConfig
 from vitscale.errors import UserError
 from vitscale.evals.metrics import PAD
-from vitscale.progress import Task
 
 if TYPE_CHECKING:
     from vitscale.data.loader import Batch
@@ -131,36 +130,6 @@ def embed_source(
     """Runs `model` over one source; see `Embedder`."""
     embedder = Embedder(model, outputs, options=options, devices=devices)
     return embedder(source, outputs, fields=fields, progress=progress)
-
-
-def embed_to_parquet(
-    model: LoadedModel,
-    config: SourceConfig,
-    output: Path,
-    embedding: str = "auto",
-    batch_size: int = 256,
-    *,
-    root: str = ".",
-) -> Path:
-    """Embeds a source into `output/embeddings.parquet` and returns that path.
-
-    Images that cannot be read are left out, named in `output/rejects.parquet`; more than 1 % of
-    them is an error.
-    """
-    from vitscale.data.sources import open_source
-
-    name = choose_embedding(embedding, model)
-    source = open_source(config, root, model.classes)
-    options = EmbedOptions(min(batch_size, len(source)), max_reject_fraction=0.01)
-    with Task(f"embed {source.name}", len(source)) as task:
-        embedded = embed_source(
-            model, source, [name], options=options, progress=lambda done, _: task.update(done)
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    write_parquet(output / REJECTS_FILE, rejects_table({source.name: embedded}))
-    path = output / "embeddings.parquet"
-    write_embeddings(path, embedded.ids, embedded.outputs[name], step=model.step)
-    return path
 
 
 def rejects_table(embedded: Mapping[str, Embedded]) -> pa.Table:

@@ -320,11 +320,12 @@ def _write(
     document = evaluation_page(title, reports, rejects.num_rows, config.gallery_queries)
 
     output.mkdir(parents=True, exist_ok=True)
+    # It goes first and comes last: a folder with metrics.json is complete.
+    (output / METRICS_FILE).unlink(missing_ok=True)
     write_parquet(output / NEIGHBOURS_FILE, neighbours_table(results))
     write_parquet(output / PER_QUERY_FILE, per_query_table(results))
     write_parquet(output / REJECTS_FILE, rejects)
     report.write_page(output / REPORT_FILE, document)
-    # Last: a folder with metrics.json is complete.
     temporary = output / (METRICS_FILE + ".tmp")
     temporary.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     temporary.rename(output / METRICS_FILE)

@@ -47,7 +47,7 @@ def _section(entry: SuiteReport, gallery_queries: int) -> Section:
     parts = []
     if result.estimates:
         rows = [(name, estimate, estimate.n) for name, estimate in result.estimates.items()]
-        parts.append(report.table(Table(("metric", "value and 95 % interval", "queries"), rows)))
+        parts.append(report.table(Table(("metric", "value and 95 % interval", "n"), rows)))
     if result.ranking is not None and entry.queries is not None and entry.index is not None:
         parts.append(ranks_plot(result.ranking))
         rows_of_gallery = gallery_rows(
@@ -69,6 +69,7 @@ def ranks_plot(ranking: Ranking) -> Markup:
         {"found": (ranks, found.tolist())},
         x_label="first k hits",
         y_label="queries with a relevant hit",
+        from_zero=True,
     )
 
 

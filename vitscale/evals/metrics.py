@@ -65,8 +65,7 @@ def precision_at(
     relevant: Bool[np.ndarray, "Q d"], num_relevant: Int[np.ndarray, " Q"], k: int
 ) -> Float[np.ndarray, " Q"]:
     """P@k: share of the first k ranks that are relevant (a smaller index cannot fill k)."""
-    hits = np.cumsum(relevant[:, :k], axis=1)[:, -1]
-    return _defined(hits / k, num_relevant)
+    return _defined(relevant[:, :k].sum(axis=1) / k, num_relevant)
 
 
 def recall_at(
@@ -110,7 +109,7 @@ def reciprocal_rank_at(
 
 
 def _defined(
-    values: Float[np.ndarray, " Q"], num_relevant: Int[np.ndarray, " Q"]
+    values: np.ndarray | np.float64, num_relevant: Int[np.ndarray, " Q"]
 ) -> Float[np.ndarray, " Q"]:
     return np.where(num_relevant > 0, values, np.nan)
 

@@ -73,8 +73,9 @@ def line_plot(
     alt: str = "",
     log_x: bool = False,
     log_y: bool = False,
+    from_zero: bool = False,
 ) -> Markup:
-    """One line for each named (x, y)."""
+    """One line for each named (x, y); `from_zero` starts the y axis at 0."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes()
         for i, (name, (x, y)) in enumerate(series.items()):
@@ -90,6 +91,8 @@ def line_plot(
             )
         drawn = any(len(x) for x, _ in series.values())  # a log axis of nothing has no limits
         _finish(axes, x_label, y_label, log_x and drawn, log_y and drawn, len(series) > 1)
+        if from_zero:
+            axes.set_ylim(bottom=0)
         return figure_svg(figure, alt or f"{y_label} against {x_label}: {', '.join(series)}")
 
 

@@ -12,15 +12,11 @@ import functools
 import html
 import importlib.resources
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-import rich.box
-import rich.console
-import rich.table
-import rich.text
 from markupsafe import Markup
 from PIL import Image, ImageOps
 
@@ -136,31 +132,6 @@ def format_number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
-def print_metrics(metrics: Mapping[str, Mapping[str, float | int | None]]) -> None:
-    """What `metrics.json` holds, as a table on the terminal."""
-
-    def shown(value: float | int | None) -> str:
-        return "–" if value is None else format_number(value)
-
-    rows = [
-        (name, shown(m["value"]), f"{shown(m['low'])} – {shown(m['high'])}", shown(m["n"]))
-        for name, m in metrics.items()
-    ]
-    print_table(("metric", "value", "95 % interval", "n"), rows)
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on the terminal; never cut short where the output is a file."""
-    console = rich.console.Console()
-    content = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-    for i, column in enumerate(columns):
-        content.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        content.add_row(*(rich.text.Text(cell) for cell in row))  # no markup in cells
-    width = None if console.is_terminal else 500
-    console.print(content, width=width, crop=console.is_terminal)
-
-
 def _cell(value: object) -> Markup:
     if value is None:
         return Markup("–")
@@ -169,8 +140,12 @@ def _cell(value: object) -> Markup:
     if isinstance(value, Picture):
         return _render("picture.html.j2", picture=value)
     if isinstance(value, Estimate):
-        shown = Markup("<b>{}</b>").format(format_number(value.value))
-        if value.low == value.low:
+        bounded = value.low == value.low
+        # What has no interval is a count.
+        whole = not bounded and value.value == value.value
+        number = int(value.value) if whole else value.value
+        shown = Markup("<b>{}</b>").format(format_number(number))
+        if bounded:
             low, high = format_number(value.low), format_number(value.high)
             shown += Markup(' <small class="interval">{} – {}</small>').format(low, high)
         return shown

@@ -81,7 +81,9 @@ class ModelDefinition:
         for path, variable in _items(self._abstract()[1]):
             axes, shape = variable.get_metadata().get("axes"), variable.get_value().shape
             if axes is None or len(axes) != len(shape):
-                raise ValueError(f"parameter {path} {shape} does not say what its axes mean: {axes}")
+                raise ValueError(
+                    f"parameter {path} {shape} does not say what its axes mean: {axes}"
+                )
             named["/".join(map(str, path))] = axes
         return named
 

@@ -59,6 +59,7 @@ def train(config: TrainConfig, workdir: Path) -> TrainState:
             state = restore_or_init(store, setup, config, loader)
             return run_steps(state, setup, config, classes, loader, store, mesh, workdir)
     finally:
+        write_rejects(workdir, loader)
         loader.close()
 
 
@@ -92,7 +93,6 @@ def run_steps(
                     step,
                     f"loss {values['train/loss']:.3f}, {values['images_per_sec']:.0f} images/s",
                 )
-                write_rejects(workdir, loader)
             if step % config.checkpoint.every_steps == 0 or step == total or stop.requested:
                 store.save(step, state, config, classes, loader.get_state())
             if stop.requested and step < total:

@@ -3,10 +3,16 @@
 from ml_collections import ConfigDict
 
 
-def small_vit(image_size: int = 64) -> ConfigDict:
-    """1.9 M parameters; 16-pixel patches keep the sequence short, which is what a CPU needs."""
+def small_vit(image_size: int = 48, width: int = 96, depth: int = 3) -> ConfigDict:
+    """8-pixel patches and few, narrow layers: on two cores, more images a second beat a larger model."""
     return ConfigDict(
-        {"variant": "S/16", "width": 192, "depth": 4, "num_heads": 3, "image_size": image_size}
+        {
+            "variant": "S/8",
+            "width": width,
+            "depth": depth,
+            "num_heads": width // 32,
+            "image_size": image_size,
+        }
     )
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from vitscale.errors import UserError
 
 
+# --8<-- [start:schema]
 @dataclass(frozen=True)
 class TextSourceConfig:
     """One place that text about an image comes from (DESIGN 3.3)."""
@@ -147,3 +148,6 @@ class PrepConfig:
         for name in ("labels_per_image", "batch_rows", "examples_per_shard"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+
+
+# --8<-- [end:schema]

@@ -1,9 +1,76 @@
-"""The whole suite runs on 8 fake CPU devices."""
+"""The whole suite runs on 8 fake CPU devices; fixtures that several rooms use."""
 
+import csv
 import os
+
+import numpy as np
+import pytest
+from PIL import Image
 
 # Before the first import of jax anywhere in the session.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """48 noisy 24-px images of three colours; every fourth has no shade."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    with (folder / "images.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "split", "colour", "shade"])
+        for i in range(48):
+            name, rgb = list(COLOURS.items())[i % 3]
+            shade = rng.integers(3)
+            pixels = np.asarray(rgb) * (0.4 + 0.3 * shade) + rng.normal(0, 20, (24, 24, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg")
+            split = "test" if i >= 40 else "train"
+            writer.writerow([f"{i}.jpg", split, name, "" if i % 4 == 3 else shade])
+    return folder
+
+
+@pytest.fixture
+def make_config(photos):
+    from vitscale.config import TrainConfig
+    from vitscale.config_loading import from_mapping
+
+    def make(**changes) -> TrainConfig:
+        tree = {
+            "total_steps": 12,
+            "model": {"variant": "mu/8", "image_size": 16},
+            "data": {
+                "root": str(photos),
+                "sources": [
+                    {
+                        "kind": "csv",
+                        "path": "images.csv",
+                        "split": "train",
+                        "fields": ["colour", "shade"],
+                    }
+                ],
+                "global_batch_size": 16,
+                "max_labels": 1,
+            },
+            "tasks": [
+                {"name": "colour", "kind": "single_label"},
+                {"name": "shade", "kind": "ordinal"},
+                {"name": "embedding", "kind": "embedding", "field": "colour", "embedding_dim": 8},
+            ],
+            "optim": {"lr": 3e-3, "warmup_steps": 2},
+            "checkpoint": {"every_steps": 4, "keep": 2},
+            "log": {"every_steps": 1, "tensorboard": False},
+        }
+        for path, value in changes.items():
+            node = tree
+            *parents, last = path.split("__")
+            for key in parents:
+                node = node.setdefault(key, {})
+            node[last] = value
+        return from_mapping(TrainConfig, tree)
+
+    return make

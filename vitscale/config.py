@@ -2,7 +2,7 @@
 
 A config file returns an `ml_collections.ConfigDict` from `get_config()`; `vitscale.config_loading` turns it into
 these frozen dataclasses, so that a typo or a wrong type fails before a device is touched. A field's comment is its
-documentation: `docs/config.md` is made from it.
+documentation: `docs/config.md` shows this file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from vitscale.errors import UserError
 NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
+# --8<-- [start:schema]
 @dataclass(frozen=True)
 class ModelConfig:
     """The backbone: a ViT by preset name, with any size overridden."""
@@ -245,6 +246,9 @@ class EvalConfig:
                 raise UserError(
                     f"two suites are called {name!r}; names key the metrics and must differ."
                 )
+
+
+# --8<-- [end:schema]
 
 
 def _check_positive(config: object, *names: str) -> None:

@@ -42,8 +42,8 @@ class DemoSize:
 
 
 SIZES = {
-    "tiny": DemoSize(products=1000, pretrain_steps=500, multitask_steps=250),
-    "small": DemoSize(products=4000, pretrain_steps=6000, multitask_steps=1500),
+    "tiny": DemoSize(products=1000, pretrain_steps=2000, multitask_steps=600),
+    "small": DemoSize(products=4000, pretrain_steps=16_000, multitask_steps=3000),
 }
 
 

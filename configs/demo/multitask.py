@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "total_steps": 250,
+            "total_steps": 600,
             "model": small_vit(),
             "init": {"checkpoint": "", "include": "^backbone/"},
             "data": {
@@ -36,7 +36,8 @@ def get_config() -> ConfigDict:
                         "fields": ["product"],
                     },
                 ],
-                "global_batch_size": 128,
+                "global_batch_size": 64,
+                "crop_min_area": 0.75,
                 "max_labels": 1,
             },
             "tasks": [
@@ -46,7 +47,7 @@ def get_config() -> ConfigDict:
                 # Cosine to one proxy a product over the temperature (Zhai & Wu, 2019).
                 {"name": "embedding", "kind": "embedding", "field": "product", "embedding_dim": 64},
             ],
-            "optim": adamw(lr=1e-3, warmup_steps=25),
-            "checkpoint": {"every_steps": 250},
+            "optim": adamw(lr=1e-3, warmup_steps=60),
+            "checkpoint": {"every_steps": 500},
         }
     )

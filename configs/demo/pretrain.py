@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "total_steps": 500,
+            "total_steps": 2000,
             "model": small_vit(),
             "data": {
                 "root": ".",  # a folder of `vitscale prep`
@@ -26,11 +26,12 @@ def get_config() -> ConfigDict:
                         "sampling": "sampling_weight",
                     }
                 ],
-                "global_batch_size": 128,
+                "global_batch_size": 64,
+                "crop_min_area": 0.75,
             },
             # Softmax with target 1/k over the k labels of an image (SWAG).
             "tasks": [{"name": "concepts", "kind": "multi_label", "loss": "softmax"}],
-            "optim": adamw(lr=1e-3, warmup_steps=50),
-            "checkpoint": {"every_steps": 250},
+            "optim": adamw(lr=1.5e-3, warmup_steps=200),
+            "checkpoint": {"every_steps": 500},
         }
     )

@@ -77,7 +77,11 @@ def run_steps(
     start, total = int(state.step), config.total_steps
     flops = train_flops(setup.definition)
     peak = device_peak_flops() * jax.device_count()
-    writer = MetricsWriter(workdir, start_step=start, tensorboard=config.log.tensorboard)
+    writer = (
+        MetricsWriter(workdir, start_step=start, tensorboard=config.log.tensorboard)
+        if jax.process_index() == 0
+        else None
+    )
     meter = RateMeter(config.data.global_batch_size)
     with StopSignal() as stop, Task("train", total, start) as progress:
         for step in range(start + 1, total + 1):
@@ -85,10 +89,11 @@ def run_steps(
             batch = put_batch(next(loader), mesh)
             meter.waited(time.perf_counter() - waited)
             state, metrics = setup.step(state, batch)
-            if step % config.log.every_steps == 0 or step == total or step == start + 1:
+            if step % config.log.every_steps == 0 or step in (1, total):
                 values = {f"train/{k}": float(v) for k, v in jax.device_get(metrics).items()}
                 values |= meter.read(flops, peak)
-                writer.write(step, values)
+                if writer is not None:
+                    writer.write(step, values)
                 progress.update(
                     step,
                     f"loss {values['train/loss']:.3f}, {values['images_per_sec']:.0f} images/s",
@@ -99,7 +104,8 @@ def run_steps(
                 raise Preempted(
                     f"stopped by SIGTERM after step {step}, which is saved in {workdir}"
                 )
-    writer.close()
+    if writer is not None:
+        writer.close()
     return state
 
 

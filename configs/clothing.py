@@ -15,21 +15,21 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "total_steps": 2000,
-            "model": small_vit(image_size=96),
+            "total_steps": 3000,
+            "model": small_vit(image_size=64, width=128, depth=4),
             "data": {
                 "root": "../shared/data/clothing",
                 "sources": [
                     {"kind": "csv", "path": "images.csv", "split": "train", "fields": ["label"]}
                 ],
-                "global_batch_size": 128,
+                "global_batch_size": 64,
                 "max_labels": 1,
             },
             "tasks": [
                 {"name": "label", "kind": "single_label", "label_smoothing": 0.1},
                 {"name": "embedding", "kind": "embedding", "field": "label", "embedding_dim": 64},
             ],
-            "optim": adamw(lr=1e-3, warmup_steps=100),
-            "checkpoint": {"every_steps": 500},
+            "optim": adamw(lr=1e-3, warmup_steps=200),
+            "checkpoint": {"every_steps": 1000},
         }
     )

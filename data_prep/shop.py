@@ -59,7 +59,7 @@ class ShopConfig:
     zipf_types: float = 0.7  # number of products of a type falls as rank to this power
     heldout_fraction: float = 0.2  # of the products: only in truth/queries.csv and truth/index.csv
     heldout_wild: int = 2  # photos of a held-out product
-    labelled_fraction: float = 0.3  # of the training products: in labelled.csv and matches.csv
+    labelled_fraction: float = 0.5  # of the training products: in labelled.csv and matches.csv
     labelled_images: float = (
         0.8  # share of those products' images in each of the two files, drawn apart
     )

@@ -115,6 +115,10 @@ def _split_overrides(rest: Sequence[str], *, allowed: bool) -> list[str]:
 
 def _start_jax() -> None:
     """Joins other processes, if there are any, and keeps compiled programs on disk between runs."""
+    from vitscale.parallel.host_memory import computes_on_cpu, keep_freed_memory
+
+    if computes_on_cpu():
+        keep_freed_memory()  # before jax starts its threads
     import jax
 
     from vitscale.parallel.distributed import initialise

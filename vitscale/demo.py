@@ -42,7 +42,7 @@ class DemoSize:
 
 
 SIZES = {
-    "tiny": DemoSize(products=1000, pretrain_steps=2000, multitask_steps=600),
+    "tiny": DemoSize(products=1500, pretrain_steps=2600, multitask_steps=800),
     "small": DemoSize(products=4000, pretrain_steps=16_000, multitask_steps=3000),
 }
 

@@ -172,7 +172,7 @@ def gallery_section(workdir: Path) -> Section:
         )
         for i in np.unique(spread)
     ]
-    lead = "Evenly spread queries (left) and the first five catalogue shots that (d) finds; the right product is framed."
+    lead = "Evenly spread queries (left), the first five catalogue shots that (d) finds; right ones are framed."
     return Section("Queries and what was found", report.gallery(gallery), lead)
 
 

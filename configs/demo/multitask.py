@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "total_steps": 600,
+            "total_steps": 800,
             "model": small_vit(),
             "init": {"checkpoint": "", "include": "^backbone/"},
             "data": {
@@ -45,9 +45,14 @@ def get_config() -> ConfigDict:
                 {"name": "colour", "kind": "single_label"},
                 {"name": "shade", "kind": "ordinal"},
                 # Cosine to one proxy a product over the temperature (Zhai & Wu, 2019).
-                {"name": "embedding", "kind": "embedding", "field": "product", "embedding_dim": 64},
+                {
+                    "name": "embedding",
+                    "kind": "embedding",
+                    "field": "product",
+                    "embedding_dim": 128,
+                },
             ],
-            "optim": adamw(lr=1e-3, warmup_steps=60),
+            "optim": adamw(lr=1e-3, warmup_steps=80),
             "checkpoint": {"every_steps": 500},
         }
     )

@@ -83,12 +83,16 @@ def run_steps(
         else None
     )
     meter = RateMeter(config.data.global_batch_size)
+    # Collectives of several steps in flight starve the thread pool that fake CPU devices share: a deadlock.
+    one_at_a_time = jax.default_backend() == "cpu" and jax.device_count() > 1
     with StopSignal() as stop, Task("train", total, start) as progress:
         for step in range(start + 1, total + 1):
             waited = time.perf_counter()
             batch = put_batch(next(loader), mesh)
             meter.waited(time.perf_counter() - waited)
             state, metrics = setup.step(state, batch)
+            if one_at_a_time:
+                jax.block_until_ready(metrics)
             if step % config.log.every_steps == 0 or step in (1, total):
                 values = {f"train/{k}": float(v) for k, v in jax.device_get(metrics).items()}
                 values |= meter.read(flops, peak)

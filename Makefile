@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 SIZE ?= tiny
 
-.PHONY: demo test test-slow lint docs benchmarks lock clean
+.PHONY: help demo test test-slow lint docs clean
 .DEFAULT_GOAL := help
 
 help:

@@ -126,7 +126,9 @@ def labels_section(prep: PrepSummary) -> Section:
 
 
 def tail_section(prep: PrepSummary) -> Section:
-    plot = plots.tail_plot({"phrases": prep.tail_before, "clusters": prep.tail_after})
+    plot = plots.tail_plot(
+        {"phrases": prep.tail_before.tolist(), "clusters": prep.tail_after.tolist()}
+    )
     lead = (
         f"Before clustering: {len(prep.tail_before):,} phrases, {prep.rare_before:,} of them on fewer than "
         f"{prep.rare_below} images. After: {len(prep.tail_after):,} labels, {prep.rare_after:,} that rare."

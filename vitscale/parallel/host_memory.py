@@ -27,9 +27,9 @@ def keep_freed_memory() -> bool:
 
     Call it before jax starts its threads: memory pools of threads that exist already are not reached.
 
-    XLA's CPU client allocates the temporaries of every step anew. Above glibc's thresholds each of them is unmapped when
-    it is freed and faulted in page by page in the next step: `benchmarks/train_step.py` prints what that costs.
-    Memory in use is the peak of what was in use before. Does nothing where the C library is not glibc.
+    XLA's CPU client allocates the temporaries of every step anew. Above glibc's thresholds each of them is unmapped
+    when it is freed and faulted in page by page in the next step; `benchmarks/train_step.py` prints what that costs.
+    The process stays as large as its peak. Does nothing where the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

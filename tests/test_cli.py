@@ -110,7 +110,7 @@ def test_corrupt_jpegs_are_counted_and_too_many_are_an_error(capsys, tmp_path, p
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     whole = (folder / "3.jpg").read_bytes()
-    (folder / "3.jpg").write_bytes(whole[: len(whole) // 3])
+    (folder / "3.jpg").write_bytes(whole[: len(whole) * 4 // 5])
     strict = config_file(data__root=str(folder))
     message = fails(capsys, "train", "--config", strict, "--workdir", tmp_path / "strict")
     assert re.search("3.jpg|max_reject_fraction", message)

@@ -12,15 +12,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vitscale import __version__
-from vitscale.errors import UserError
+from vitscale.errors import Preempted, UserError
 
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL
 Handler = Callable[[argparse.Namespace, list[str]], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one sub-command. Returns 0, 2 for the user's mistake, 1 for ours, 75 for a run stopped and saved."""
     parser = make_parser()
-    arguments, rest = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    # argparse has no notion of "the rest is another command"; only `launch` takes one.
+    end = words.index("--") if "--" in words else len(words)
+    arguments, rest = parser.parse_known_args(words[:end])
+    arguments.inner_command = words[end + 1 :]
     try:
         overrides = _split_overrides(rest, allowed=getattr(arguments, "takes_overrides", False))
         arguments.handler(arguments, overrides)
@@ -32,13 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"vitscale {arguments.command}: interrupted.", file=sys.stderr)
         return 130
+    except Preempted as stop:
+        words = f"{stop}; the same command goes on from there."
+        print(f"vitscale {arguments.command}: {words}", file=sys.stderr)
+        return EXIT_PREEMPTED
     except Exception as error:
-        if type(error).__name__ == "Preempted":
-            print(
-                f"vitscale {arguments.command}: {error}; the same command goes on from there.",
-                file=sys.stderr,
-            )
-            return 75
         if arguments.debug:
             raise
         print(traceback.format_exc(), file=sys.stderr)
@@ -391,7 +394,7 @@ def _add_launch(commands: argparse._SubParsersAction) -> None:
         commands,
         "launch",
         _launch,
-        "run a vitscale command as several processes",
+        "run the command after `--` as several processes",
         "vitscale launch local --processes 2 --devices 4 -- train --config configs/clothing.py --workdir runs/c",
     )
     parser.add_argument("place", choices=("local",))
@@ -399,14 +402,12 @@ def _add_launch(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--devices", type=int, default=None, help="fake CPU devices per process; default: real ones"
     )
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
 
 
 def _launch(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from launch.local import launch_local
 
-    command = [word for i, word in enumerate(arguments.arguments) if i or word != "--"]
-    launch_local(command, processes=arguments.processes, devices=arguments.devices)
+    launch_local(arguments.inner_command, processes=arguments.processes, devices=arguments.devices)
 
 
 if __name__ == "__main__":

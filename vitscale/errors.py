@@ -1,4 +1,4 @@
-"""The two kinds of failure that the command line tells apart."""
+"""The ways a command can end early that the command line tells apart."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     `vitscale.cli` prints it without a traceback and exits with code 2. Everything else is ours: exit code 1.
     """
+
+
+class Preempted(Exception):
+    """A run was asked to stop (SIGTERM) and has saved its state: exit code 75, the same command goes on."""

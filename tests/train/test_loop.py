@@ -14,11 +14,11 @@ import pytest
 
 from vitscale.config import InitConfig, MeshConfig, TrainConfig
 from vitscale.config_loading import to_json
-from vitscale.errors import UserError
+from vitscale.errors import Preempted, UserError
 from vitscale.models.multitask import define_model
 from vitscale.models.weights import load_model
 from vitscale.parallel.mesh import make_mesh
-from vitscale.train.hooks import Preempted, read_metrics
+from vitscale.train.hooks import read_metrics
 from vitscale.train.loop import build, init_state, make_loader, open_data, put_batch, train
 
 TIMINGS = ("images_per_sec", "mfu", "input_stall")

@@ -17,10 +17,6 @@ EXIT_PREEMPTED = (
 )
 
 
-class Preempted(Exception):
-    """The run was asked to stop, and has saved its state."""
-
-
 class MetricsWriter:
     """Appends to `metrics.jsonl`, one object a logged step, and to TensorBoard events beside it.
 

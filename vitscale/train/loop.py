@@ -18,14 +18,14 @@ from vitscale.config import DataConfig, InitConfig, TrainConfig
 from vitscale.config_loading import from_mapping, to_json
 from vitscale.data.loader import Batch, TrainLoader
 from vitscale.data.sources import Source, collect_classes, open_source
-from vitscale.errors import UserError
+from vitscale.errors import Preempted, UserError
 from vitscale.models.flops import device_peak_flops, train_flops
 from vitscale.models.multitask import ModelDefinition, define_model
 from vitscale.models.weights import find_step, has_step, read_meta, read_params
 from vitscale.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated
 from vitscale.progress import Task
 from vitscale.train.checkpoint import CheckpointStore
-from vitscale.train.hooks import MetricsWriter, Preempted, RateMeter, StopSignal
+from vitscale.train.hooks import MetricsWriter, RateMeter, StopSignal
 from vitscale.train.optim import make_optimizer, make_schedule
 from vitscale.train.state import TrainState, abstract_state, init_state, state_shardings
 from vitscale.train.step import Step, make_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -38,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vitscale {arguments.command}: interrupted.", file=sys.stderr)
         return 130
     except Preempted as stop:
-        words = f"{stop}; the same command goes on from there."
-        print(f"vitscale {arguments.command}: {words}", file=sys.stderr)
+        told = f"{stop}; the same command goes on from there."
+        print(f"vitscale {arguments.command}: {told}", file=sys.stderr)
         return EXIT_PREEMPTED
     except Exception as error:
         if arguments.debug:
@@ -135,6 +136,12 @@ def _start_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", cache)
 
 
+def _log_stages() -> None:
+    """Stages of the data preparation report themselves by plain lines."""
+    logging.basicConfig(format="%(message)s", force=True)
+    logging.getLogger("vitscale").setLevel(logging.INFO)
+
+
 def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser = _command(
         commands,
@@ -154,6 +161,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
 
 def _demo(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _start_jax()
+    _log_stages()
     from vitscale.demo import run_demo
 
     run_demo(arguments.workdir, arguments.size, arguments.seed)
@@ -165,7 +173,8 @@ def _add_shop(commands: argparse._SubParsersAction) -> None:
         "shop",
         _shop,
         "write the generated catalogue: images, messy text, and the truth apart",
-        "vitscale shop --output runs/shop --products 1000 --seed 0",
+        "vitscale shop --output runs/shop --products 1000 --config.text.misspelling=0.1",
+        takes_overrides=True,
     )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--products", type=int, default=1000)
@@ -175,12 +184,18 @@ def _add_shop(commands: argparse._SubParsersAction) -> None:
 
 def _shop(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from data_prep.shop import ShopConfig, generate_shop
+    from vitscale.config_loading import apply_override, from_mapping
     from vitscale.progress import Task
 
-    config = ShopConfig(
-        products=arguments.products, image_size=arguments.image_size, seed=arguments.seed
+    tree = dataclasses.asdict(
+        ShopConfig(
+            products=arguments.products, image_size=arguments.image_size, seed=arguments.seed
+        )
     )
-    with Task("render", arguments.products) as progress:
+    for override in overrides:
+        apply_override(tree, override, ShopConfig)
+    config = from_mapping(ShopConfig, tree)
+    with Task("render images", config.products) as progress:
         generate_shop(
             config,
             arguments.output,
@@ -216,18 +231,11 @@ def _add_prep(commands: argparse._SubParsersAction) -> None:
 
 
 def _prep(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    try:
-        import apache_beam  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "data preparation needs Apache Beam: pip install 'vitscale[prep]'."
-        ) from error
     from data_prep.pipeline import run_prep
     from data_prep.schema import PrepConfig
     from vitscale.config_loading import load_config
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("vitscale").setLevel(logging.INFO)
+    _log_stages()
     config = load_config(PrepConfig, arguments.config, overrides)
     run_prep(
         config,
@@ -332,7 +340,13 @@ def _embed(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _start_jax()
     from vitscale.config import SourceConfig
     from vitscale.data.sources import open_source
-    from vitscale.evals.embed import EmbedOptions, embed_source, write_embeddings
+    from vitscale.evals.embed import (
+        EmbedOptions,
+        embed_source,
+        rejects_table,
+        write_embeddings,
+        write_parquet,
+    )
     from vitscale.evals.evaluate import choose_embedding
     from vitscale.models.weights import load_model
     from vitscale.progress import Task
@@ -349,7 +363,7 @@ def _embed(arguments: argparse.Namespace, overrides: list[str]) -> None:
         ".",
         {},
     )
-    options = EmbedOptions(batch_size=arguments.batch_size)
+    options = EmbedOptions(batch_size=arguments.batch_size, max_reject_fraction=0.01)
     with Task("embed", len(source)) as progress:
         embedded = embed_source(
             model,
@@ -361,6 +375,7 @@ def _embed(arguments: argparse.Namespace, overrides: list[str]) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "embeddings.parquet"
     write_embeddings(path, embedded.ids, embedded.outputs[output], step=model.step)
+    write_parquet(arguments.output / "rejects.parquet", rejects_table({source.name: embedded}))
     print(f"wrote {len(embedded)} vectors to {path}")
 
 

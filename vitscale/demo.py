@@ -8,7 +8,6 @@ Every stage is complete or absent, so a demo that was stopped goes on where it e
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,7 +108,6 @@ def make_shop(output: Path, size: DemoSize, seed: int) -> None:
 def make_labels(shop: Path, output: Path) -> None:
     if output.exists():
         return
-    logging.getLogger("vitscale.prep").setLevel(logging.INFO)
     run_prep(load_config(PrepConfig, config_path("prep/shop")), shop / "catalogue.jsonl", output)
 
 

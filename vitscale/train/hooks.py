@@ -12,9 +12,6 @@ from types import FrameType, TracebackType
 from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
-EXIT_PREEMPTED = (
-    75  # EX_TEMPFAIL: saved and stopped on request; the same command goes on from there
-)
 
 
 class MetricsWriter:

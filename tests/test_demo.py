@@ -49,6 +49,11 @@ def test_report_is_one_file_with_every_part(workdir):
     assert page.count("data:image/jpeg;base64") > 50
 
 
+def test_tensorboard_events_lie_beside_the_metrics(workdir):
+    (events,) = (workdir / "pretrain" / "tensorboard").glob("events.out.tfevents.*")
+    assert b"train/concepts/loss" in events.read_bytes()
+
+
 def test_the_two_multitask_runs_differ_in_their_start_only(workdir):
     configs = {
         name: json.loads((workdir / name / "config.json").read_text())

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from tensorboardX import SummaryWriter
+from vitscale.optional import without
+
+with without("torch"):  # tensorboardX imports PyTorch where it finds it; the core must not
+    from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -41,12 +41,10 @@ class VocabularyConfig:
     max_document_fraction: float = 0.5  # a phrase in more of the records says nothing
     max_ngram: int = 6  # words a phrase
     max_phrases: int = 100_000  # the most frequent are kept
-    min_npmi: float = (
-        0.3  # collocation score of longer phrases, -1..1: "dining table", not "table in"
-    )
-    fragment_fraction: float = (
-        0.9  # drop a phrase when this share of it lies inside one longer phrase
-    )
+    # collocation score of longer phrases, -1..1: "dining table", not "table in"
+    min_npmi: float = 0.3
+    # drop a phrase when this share of it lies inside one longer phrase
+    fragment_fraction: float = 0.9
     stop_words: tuple[str, ...] = ()  # besides the built-in English ones: no part of phrases
     inner_stop_words: tuple[str, ...] = ("of",)  # those that a phrase may have between its words
     stop_phrases: tuple[str, ...] = ()  # never a phrase
@@ -63,9 +61,8 @@ class EmbeddingConfig:
     """Phrase vectors from co-occurrence: positive PMI and a truncated SVD (Levy et al., 2015)."""
 
     dimension: int = 128
-    context: Literal["auto", "cross_source", "record"] = (
-        "auto"  # auto: cross_source if there are two
-    )
+    # auto: cross_source if there are two
+    context: Literal["auto", "cross_source", "record"] = "auto"
     context_smoothing: float = 0.75  # exponent of the context distribution
     shift: float = 1.0  # log(shift) is taken off the PMI
     singular_power: float = 0.5  # of the singular values in the vectors
@@ -122,9 +119,8 @@ class PrepConfig:
     examples_per_shard: int = 2048
     max_image_pixels: int = 50_000_000  # a larger image is rejected from its header, undecoded
     max_reject_fraction: float = 0.01  # of broken records and images; more is an error
-    max_unlabelled_fraction: float = (
-        0.5  # of records without text or without labels; more is an error
-    )
+    # of records without text or without labels; more is an error
+    max_unlabelled_fraction: float = 0.5
     report_examples: int = 20
     seed: int = 0
 

@@ -52,17 +52,15 @@ class ShopConfig:
     products: int = 2000
     image_size: int = 64  # pixels, square
     seed: int = 0
-    wild_per_product: float = (
-        4.0  # photos of a training product on average; popular ones have many more
-    )
+    # photos of a training product on average; popular ones have many more
+    wild_per_product: float = 4.0
     zipf_products: float = 0.7  # popularity falls as rank to this power: photos and clicks
     zipf_types: float = 0.7  # number of products of a type falls as rank to this power
     heldout_fraction: float = 0.2  # of the products: only in truth/queries.csv and truth/index.csv
     heldout_wild: int = 2  # photos of a held-out product
     labelled_fraction: float = 0.5  # of the training products: in labelled.csv and matches.csv
-    labelled_images: float = (
-        0.8  # share of those products' images in each of the two files, drawn apart
-    )
+    # share of those products' images in each of the two files, drawn apart
+    labelled_images: float = 0.8
     label_missing: float = 0.25  # of the cells of labelled.csv
     scenes: int = 100
     scene_size: int = 192  # pixels, square

@@ -17,9 +17,8 @@ from data_prep.shop_products import Product, zipf
 class TextConfig:
     """How dirty the text is. Every knob is a probability: 0 never, 1 always."""
 
-    synonym: float = (
-        0.45  # of a word for a type, colour or material: another word than the usual one
-    )
+    # of a word for a type, colour or material: another word than the usual one
+    synonym: float = 0.45
     plural: float = 0.25  # of a word for a type: its plural
     misspelling: float = 0.03  # of a word of four letters or more: one random edit
     brand_noise: float = 0.5  # of a title: brand, series, article number, marketing words

@@ -30,9 +30,8 @@ class ModelConfig:
     mlp_dim: int | None = None
     pooling: Literal["gap", "cls"] = "gap"
     position_embedding: Literal["learned", "sincos2d"] = "learned"
-    compute_dtype: Literal["float32", "bfloat16"] = (
-        "float32"  # activations; parameters stay float32
-    )
+    # activations; parameters stay float32
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,8 @@ class TaskConfig:
     kind: Literal["multi_label", "single_label", "ordinal", "embedding"]
     field: str = ""  # label field of the examples; default: the task's name
     weight: float = 1.0  # of this task's mean loss in the sum
-    loss: Literal["softmax", "sigmoid"] = (
-        "softmax"  # multi_label: softmax with target 1/k, or one sigmoid a class
-    )
+    # multi_label: softmax with target 1/k, or one sigmoid a class
+    loss: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = 0.0
     embedding_dim: int = 64  # embedding: width of the L2-normalised vector
     temperature: float = 0.05  # embedding: of the softmax over normalised proxies
@@ -61,22 +59,18 @@ class SourceConfig:
 
     kind: Literal["shards", "csv"]
     path: str  # folder with the shards, or the CSV file
-    split: str | None = (
-        None  # split of the shards, or value of `split_column`; None takes every row of a CSV
-    )
+    # split of the shards, or value of `split_column`; None takes every row of a CSV
+    split: str | None = None
     split_column: str = "split"
-    image_root: str | None = (
-        None  # folder that `image_column` starts from; default: the CSV's folder
-    )
+    # folder that `image_column` starts from; default: the CSV's folder
+    image_root: str | None = None
     image_column: str = "path"
     id_column: str | None = None  # default: the image path is the id
     fields: tuple[str, ...] = ()  # label fields (columns) to read; default for shards: all of them
-    weight: float | None = (
-        None  # share of the mixture; default: in proportion to the number of examples
-    )
-    sampling: Literal["uniform", "sampling_weight"] = (
-        "uniform"  # shards may carry a weight per example
-    )
+    # share of the mixture; default: in proportion to the number of examples
+    weight: float | None = None
+    # shards may carry a weight per example
+    sampling: Literal["uniform", "sampling_weight"] = "uniform"
 
 
 @dataclass(frozen=True)
@@ -186,9 +180,8 @@ class RetrievalConfig:
     queries: SourceConfig
     index: SourceConfig
     relevant_field: str
-    embedding: str = (
-        "auto"  # an embedding task, "pooled" (the bare backbone), or auto: the first embedding task
-    )
+    # an embedding task, "pooled" (the bare backbone), or auto: the first embedding task
+    embedding: str = "auto"
     exclude_same_id: bool = True
     search: Literal["scann", "exact"] = "scann"  # the exact oracle always runs beside ScaNN
     neighbours: int = 10  # hits a query in neighbours.parquet; also the k of recall against exact

@@ -41,7 +41,7 @@ class DemoSize:
 
 
 SIZES = {
-    "tiny": DemoSize(products=1500, pretrain_steps=2600, multitask_steps=800),
+    "tiny": DemoSize(products=1500, pretrain_steps=2200, multitask_steps=700),
     "small": DemoSize(products=4000, pretrain_steps=16_000, multitask_steps=3000),
 }
 

@@ -23,7 +23,12 @@ class MetricsWriter:
     On resume, lines after the restored step are dropped: the stream reads as if the run had never stopped.
     """
 
-    def __init__(self, workdir: Path, *, start_step: int, tensorboard: bool) -> None:
+    def __init__(
+        self, workdir: Path, *, start_step: int, tensorboard: bool, enabled: bool = True
+    ) -> None:
+        self._enabled = enabled  # one process of a run writes
+        if not enabled:
+            return
         self._path = workdir / METRICS_FILE
         kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
         temporary = self._path.with_suffix(".tmp")
@@ -36,7 +41,20 @@ class MetricsWriter:
             else None
         )
 
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()  # also when the run stops early: TensorBoard's events are buffered
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._enabled:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._events is not None:
@@ -44,6 +62,8 @@ class MetricsWriter:
                 self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
+        if not self._enabled:
+            return
         self._file.close()
         if self._events is not None:
             self._events.close()

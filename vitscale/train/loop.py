@@ -77,15 +77,16 @@ def run_steps(
     start, total = int(state.step), config.total_steps
     flops = train_flops(setup.definition)
     peak = device_peak_flops() * jax.device_count()
-    writer = (
-        MetricsWriter(workdir, start_step=start, tensorboard=config.log.tensorboard)
-        if jax.process_index() == 0
-        else None
+    writing = MetricsWriter(
+        workdir,
+        start_step=start,
+        tensorboard=config.log.tensorboard,
+        enabled=jax.process_index() == 0,
     )
     meter = RateMeter(config.data.global_batch_size)
     # Collectives of several steps in flight starve the thread pool that fake CPU devices share: a deadlock.
     one_at_a_time = jax.default_backend() == "cpu" and jax.device_count() > 1
-    with StopSignal() as stop, Task("train", total, start) as progress:
+    with StopSignal() as stop, Task("train", total, start) as progress, writing as writer:
         for step in range(start + 1, total + 1):
             waited = time.perf_counter()
             batch = put_batch(next(loader), mesh)
@@ -96,8 +97,7 @@ def run_steps(
             if step % config.log.every_steps == 0 or step in (1, total):
                 values = {f"train/{k}": float(v) for k, v in jax.device_get(metrics).items()}
                 values |= meter.read(flops, peak)
-                if writer is not None:
-                    writer.write(step, values)
+                writer.write(step, values)
                 progress.update(
                     step,
                     f"loss {values['train/loss']:.3f}, {values['images_per_sec']:.0f} images/s",
@@ -108,8 +108,6 @@ def run_steps(
                 raise Preempted(
                     f"stopped by SIGTERM after step {step}, which is saved in {workdir}"
                 )
-    if writer is not None:
-        writer.close()
     return state
 
 

@@ -147,7 +147,14 @@ def _convert(value: Any, annotation: Any, path: str) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{path} must be a list, not {type(value).__name__} {value!r}.")
-        return tuple(_convert(item, args[0], f"{path}.{i}") for i, item in enumerate(value))
+        if args[-1] is Ellipsis:
+            args = (args[0],) * len(value)
+        if len(value) != len(args):
+            raise UserError(f"{path}={list(value)} must have {len(args)} values, not {len(value)}.")
+        return tuple(
+            _convert(item, arg, f"{path}.{i}")
+            for i, (item, arg) in enumerate(zip(value, args, strict=True))
+        )
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise UserError(f"{path} must be a mapping, not {type(value).__name__} {value!r}.")

@@ -139,7 +139,7 @@ def evaluate_all(
     config = load_config(EvalConfig, config_path("eval/shop"), [f"root={shop}", f"seed={seed}"])
     pretrained = load_model(runs["pretrain"])
     models: dict[str, LoadedModel] = {
-        "random": random_model(pretrained.config, pretrained.classes, seed),
+        "random": random_model(pretrained.model, pretrained.tasks, pretrained.classes, seed),
         "pretrained_frozen": pretrained,
         "multitask_scratch": load_model(runs["multitask_scratch"]),
         "multitask_pretrained": load_model(runs["multitask_pretrained"]),

@@ -52,7 +52,7 @@ def model():
         total_steps=1,
         model=ModelConfig(variant="mu/8", image_size=16),
     )
-    return random_model(config, {"kind": ["bag", "hat"]}, seed=0)
+    return random_model(config.model, config.tasks, {"kind": ["bag", "hat"]}, seed=0)
 
 
 def opened(catalogue):

@@ -14,14 +14,12 @@ from PIL import Image
 
 from vitscale.config import (
     ClassificationConfig,
-    DataConfig,
     EvalConfig,
     KnnConfig,
     ModelConfig,
     RetrievalConfig,
     SourceConfig,
     TaskConfig,
-    TrainConfig,
 )
 from vitscale.config_loading import load_config
 from vitscale.errors import UserError
@@ -61,10 +59,8 @@ class ColourModel:
         return CLASSES
 
     @property
-    def config(self):
-        data = DataConfig(sources=(SourceConfig(kind="csv", path="x.csv"),))
-        model = ModelConfig(variant="mu/8", image_size=16)
-        return TrainConfig(data=data, tasks=self.tasks, total_steps=1, model=model)
+    def model(self):
+        return ModelConfig(variant="mu/8", image_size=16)
 
     def apply(self, params, images):
         mean = images.astype(jnp.float32).mean(axis=(1, 2)) / 255 * params["scale"]

@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxpr_tools import equations
 
 from vitscale.config import ModelConfig, TaskConfig
 from vitscale.errors import UserError
 from vitscale.models.flops import forward_flops, train_flops
 from vitscale.models.multitask import define_model
-from vitscale.models.vit import patchify, resolve_shape, sincos2d
+from vitscale.models.positions import sincos2d
+from vitscale.models.vit import patchify
+from vitscale.models.vit_shape import resolve_shape
 
 TASKS = (
     TaskConfig("kind", "single_label"),
@@ -60,11 +63,11 @@ def numpy_vit(params, images, patch, heads):
             + params["backbone/position_embedding"]
         )
         block = 0
-        while f"backbone/blocks/{block}/mlp_in/kernel" in params:
+        while f"backbone/blocks/{block}/mlp/hidden/kernel" in params:
             name = f"backbone/blocks/{block}"
             x = x + attention(norm(x, f"{name}/attention_norm"), f"{name}/attention")
             x = x + linear(
-                gelu(linear(norm(x, f"{name}/mlp_norm"), f"{name}/mlp_in")), f"{name}/mlp_out"
+                gelu(linear(norm(x, f"{name}/mlp_norm"), f"{name}/mlp/hidden")), f"{name}/mlp/out"
             )
             block += 1
         pooled.append(norm(x, "backbone/norm").mean(0))
@@ -107,28 +110,18 @@ def test_bf16_compute_reaches_every_submodule_and_masters_stay_f32(pooling, posi
         return model.logits(model(images))
 
     jaxpr = jax.make_jaxpr(forward)(definition.init(0), jnp.ones((2, 16, 16, 3), jnp.bfloat16))
-    products = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
+    products = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
     assert len(products) > 10
     assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype("bfloat16")}
     logits = forward(definition.init(0), jnp.ones((2, 16, 16, 3), jnp.bfloat16))
     assert {value.dtype for value in logits.values()} == {jnp.dtype("float32")}
 
 
-def _equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for item in value if isinstance(value, (list, tuple)) else [value]:
-                inner = getattr(item, "jaxpr", item)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner)
-
-
 def test_every_parameter_says_what_its_axes_mean():
     definition = define_model(small(pooling="cls"), TASKS, CLASSES)
     axes = definition.axes()
     assert set(axes) == set(definition.shapes())
-    assert axes["backbone/blocks/0/mlp_in/kernel"] == ("embed", "mlp")
+    assert axes["backbone/blocks/0/mlp/hidden/kernel"] == ("embed", "mlp")
     assert axes["heads/product/proxies"] == ("classes", "projection")
 
 
@@ -140,7 +133,7 @@ def test_patchify_inverts():
 
 
 def test_sincos2d_rows_are_distinct_and_bounded():
-    table = sincos2d(7, 32)
+    table = sincos2d((7, 7), 32)
     assert table.shape == (49, 32)
     assert len(np.unique(table.round(5), axis=0)) == 49
     assert np.abs(table).max() <= 1
@@ -154,7 +147,7 @@ def test_flops_formula_is_within_2_percent_of_xla():
     def matmul_flops(function):
         jaxpr = jax.make_jaxpr(function)(shapes, images)
         total = 0
-        for e in _equations(jaxpr.jaxpr):
+        for e in equations(jaxpr.jaxpr):
             if e.primitive.name == "dot_general":
                 contract = e.params["dimension_numbers"][0][0]
                 total += (

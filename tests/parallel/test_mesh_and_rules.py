@@ -64,7 +64,7 @@ def test_layout_table_adds_up():
     assert sum(r.bytes_per_device for r in whole) == 4 * sum(
         s.size for s in definition.shapes().values()
     )
-    kernel = next(r for r in rows if r.name == "backbone/blocks/0/mlp_in/kernel")
+    kernel = next(r for r in rows if r.name == "backbone/blocks/0/mlp/hidden/kernel")
     assert kernel.bytes_per_device == 32 * 128 * 4 // 8
 
 

@@ -65,12 +65,14 @@ def test_sharded_step_equals_the_single_device_step(make_config, mesh):
         for name in a:
             np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-5, err_msg=name)
     for name, value in one.params.items():
-        np.testing.assert_allclose(value, many.params[name], atol=2e-4, err_msg=name)
+        # Softmax does not see the keys' bias: its gradient is rounding noise, and Adam divides noise by noise.
+        if not name.endswith("attention/key/bias"):
+            np.testing.assert_allclose(value, many.params[name], atol=2e-4, err_msg=name)
 
 
 def test_parameters_and_moments_are_really_sharded(make_config):
     state, _ = run_steps(make_config(mesh={"fsdp": 4, "tensor": 2}), devices=8, steps=1)
-    name = "backbone/blocks/0/mlp_in/kernel"
+    name = "backbone/blocks/0/mlp/hidden/kernel"
     assert state.params[name].addressable_shards[0].data.shape == (32 // 4, 128 // 2)
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (32, 128)]
     assert len(moments) == 2
@@ -196,5 +198,5 @@ def test_workdir_of_another_config_is_refused(make_config, tmp_path):
 def test_init_from_another_shape_is_refused(make_config, tmp_path):
     train(make_config(total_steps=4), tmp_path / "run")
     config = make_config(model__width=64, init__checkpoint=str(tmp_path / "run"))
-    with pytest.raises(UserError, match="this model needs"):
+    with pytest.raises(UserError, match="and should be"):
         train(config, tmp_path / "other")

@@ -7,18 +7,29 @@ result is the same for every sharding of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8, UInt32
 
 
 def normalise(
-    images: UInt8[Array, "B H W 3"], compute_dtype: DTypeLike = jnp.float32
+    images: UInt8[Array, "B H W 3"],
+    compute_dtype: DTypeLike = jnp.float32,
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.5, 0.5, 0.5),
 ) -> Float[Array, "B H W 3"]:
-    """0..255 to [-1, 1], that is (x / 255 - 0.5) / 0.5, computed in float32 and cast to
-    `compute_dtype` at the end."""
-    return (images.astype(jnp.float32) * (2.0 / 255.0) - 1.0).astype(compute_dtype)
+    """(x / 255 - mean) / std by channel, computed in float32 and cast to `compute_dtype` at the end.
+
+    The default maps 0..255 to [-1, 1].
+    """
+    deviation = np.asarray(std, np.float64)
+    scale = jnp.asarray(1 / (255.0 * deviation), jnp.float32)
+    shift = jnp.asarray(np.asarray(mean, np.float64) / deviation, jnp.float32)
+    return (images.astype(jnp.float32) * scale - shift).astype(compute_dtype)
 
 
 def random_flip(
@@ -38,14 +49,16 @@ def augment(
     seed: int,
     flip: bool,
     compute_dtype: DTypeLike = jnp.float32,
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.5, 0.5, 0.5),
 ) -> Float[Array, "B H W 3"]:
     """The training augmentation on the device: an optional random flip, then `normalise`.
 
     Args:
         images: the host's crops. position: global draw number of each example (`Batch.position`).
             seed: of the run. flip: mirror half of the images; off for evaluation and for classes
-            that tell left from right. compute_dtype: of the result.
+            that tell left from right. compute_dtype: of the result. mean, std: see `normalise`.
     """
     if flip:
         images = random_flip(images, position, seed=seed)
-    return normalise(images, compute_dtype)
+    return normalise(images, compute_dtype, mean, std)

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-Pixels = UInt8[np.ndarray, "S S 3"]
+Pixels = UInt8[np.ndarray, "H W 3"]
+Size = int | tuple[int, int]  # of the result in pixels: a side of the square, or (height, width)
 Box = tuple[float, float, float, float]  # left, upper, right, lower; in pixels, upright
 
 # Only what a catalogue holds: Pillow's other parsers are attack surface, and sniffing them costs
@@ -102,8 +103,10 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size if _orientation(image) < 5 else (image.height, image.width)
 
 
-def sample_crop(width: int, height: int, rng: np.random.Generator, min_area: float) -> Box:
-    """The Inception crop (Szegedy et al., 2015): `min_area` to 1 of the area, ratio 3/4 to 4/3.
+def sample_crop(
+    width: int, height: int, rng: np.random.Generator, min_area: float, aspect: float = 1.0
+) -> Box:
+    """The Inception crop (Szegedy et al., 2015): `min_area` to 1 of the area, ratio 3/4 to 4/3 of `aspect`.
 
     Ten attempts, then the largest central box of an allowed ratio, as in torchvision's
     `RandomResizedCrop`. Corners are whole pixels.
@@ -112,43 +115,49 @@ def sample_crop(width: int, height: int, rng: np.random.Generator, min_area: flo
     log_ratio = math.log(4 / 3)
     for area_draw, ratio_draw, x_draw, y_draw in draws:
         area = width * height * (min_area + (1 - min_area) * area_draw)
-        ratio = math.exp(log_ratio * (2 * ratio_draw - 1))
+        ratio = aspect * math.exp(log_ratio * (2 * ratio_draw - 1))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, upper = int(x_draw * (width - w + 1)), int(y_draw * (height - h + 1))
             return (left, upper, left + w, upper + h)
-    w = max(1, min(width, round(height * 4 / 3)))
-    h = max(1, min(height, round(width * 4 / 3)))
+    w = max(1, min(width, round(height * aspect * 4 / 3)))
+    h = max(1, min(height, round(width / aspect * 4 / 3)))
     left, upper = (width - w) // 2, (height - h) // 2
     return (left, upper, left + w, upper + h)
 
 
 def random_resized_crop(
-    image: Image.Image, size: int, rng: np.random.Generator, min_area: float = 0.35
+    image: Image.Image, size: Size, rng: np.random.Generator, min_area: float = 0.35
 ) -> Pixels:
     """A random crop (`sample_crop`) resized with an antialiasing filter.
 
     Args:
         image: from `open_header` (the decoding scale is then chosen for the crop) or `open_image`.
-        size: side of the result in pixels.
+        size: of the result; its aspect ratio is the middle of the crops'.
         rng: decides the box; 40 uniform numbers are taken whatever the image is.
         min_area: smallest share of the image's area.
     """
     width, height = upright_size(image)
-    return resize_box(image, size, sample_crop(width, height, rng, min_area))
+    rows, columns = as_pair(size)
+    return resize_box(image, size, sample_crop(width, height, rng, min_area, columns / rows))
 
 
-def resize(image: Image.Image, size: int) -> Pixels:
-    """The whole image squashed to a square of `size` pixels, antialiased."""
+def as_pair(size: Size) -> tuple[int, int]:
+    """(height, width) of a size."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def resize(image: Image.Image, size: Size) -> Pixels:
+    """The whole image squashed to `size`, antialiased."""
     width, height = upright_size(image)
     return resize_box(image, size, (0, 0, width, height))
 
 
-def resize_box(image: Image.Image, size: int, box: Box) -> Pixels:
-    """The part `box` of the upright image as `size` x `size` pixels; triangle filter scaled to
-    antialias."""
+def resize_box(image: Image.Image, size: Size, box: Box) -> Pixels:
+    """The part `box` of the upright image at `size`; triangle filter scaled to antialias."""
+    rows, columns = as_pair(size)
     full_width, full_height = upright_size(image)
-    _draft(image, size, box)
+    _draft(image, (rows, columns), box)
     rgb = to_rgb(image)
     if rgb.size != (full_width, full_height):
         x_scale, y_scale = rgb.width / full_width, rgb.height / full_height
@@ -160,8 +169,8 @@ def resize_box(image: Image.Image, size: int, box: Box) -> Pixels:
             min(box[2] * x_scale, rgb.width),
             min(box[3] * y_scale, rgb.height),
         )
-    if rgb.size != (size, size) or box != (0, 0, size, size):
-        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    if rgb.size != (columns, rows) or box != (0, 0, columns, rows):
+        rgb = rgb.resize((columns, rows), Image.Resampling.BILINEAR, box=box)
     return np.asarray(rgb)
 
 
@@ -171,11 +180,11 @@ def draw_generator(seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, position]))
 
 
-def _draft(image: Image.Image, size: int, box: Box) -> None:
+def _draft(image: Image.Image, size: tuple[int, int], box: Box) -> None:
     """Asks libjpeg for a smaller decoding when `box` stays large enough (`DRAFT_OVERSAMPLING`)."""
     if image.format != "JPEG":
         return
-    shrink = min(box[2] - box[0], box[3] - box[1]) / (size * DRAFT_OVERSAMPLING)
+    shrink = min((box[2] - box[0]) / size[1], (box[3] - box[1]) / size[0]) / DRAFT_OVERSAMPLING
     if shrink >= 2:
         image.draft(None, (math.floor(image.width / shrink), math.floor(image.height / shrink)))
 

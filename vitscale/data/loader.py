@@ -70,7 +70,7 @@ class TrainLoader:
         sources: Sequence[Source],
         config: DataConfig,
         *,
-        image_size: int,
+        image_size: decode.Size,
         fields: Sequence[str],
         seed: int,
         process_index: int = 0,
@@ -80,7 +80,7 @@ class TrainLoader:
         """Args:
         sources: opened sources, in the order of `config.sources` (whose mixture weights are used).
         config: sizes, crops, threads and limits.
-        image_size: side of the images in pixels.
+        image_size: of the images in pixels: a side, or (height, width).
         fields: label fields of the batches; a source that lacks one gives rows without labels.
         seed: of the order and of the crops, 0 .. 2**32 - 1.
         process_index: this process, of `process_count` that share the global batch.
@@ -143,7 +143,7 @@ def eval_batches(
     source: Source,
     *,
     batch_size: int,
-    image_size: int,
+    image_size: decode.Size,
     fields: Sequence[str],
     max_labels: int,
     max_image_pixels: int,
@@ -180,7 +180,7 @@ class BatchSpec:
     """The static shape of a batch, and the limit on what is decoded."""
 
     size: int  # rows
-    image_size: int  # pixels
+    image_size: decode.Size  # pixels
     fields: tuple[str, ...]
     max_labels: int
     max_pixels: int
@@ -199,14 +199,14 @@ def assemble(
     sources: Sequence[Source],
     rows: Sequence[Row],
     spec: BatchSpec,
-    to_pixels: Callable[[Image, int], UInt8[np.ndarray, "S S 3"]],
+    to_pixels: Callable[[Image, int], UInt8[np.ndarray, "H W 3"]],
 ) -> Batch:
     """Reads and decodes `rows` into one batch; `to_pixels(undecoded image, position)` makes the
     pixels.
 
     Rows beyond `rows`, and rows whose image fails, stay zeros without labels.
     """
-    shape = (spec.size, spec.image_size, spec.image_size, 3)
+    shape = (spec.size, *decode.as_pair(spec.image_size), 3)
     batch = Batch(
         ids=[""] * spec.size,
         valid=np.zeros(spec.size, bool),
@@ -257,7 +257,7 @@ def _train_batches(
         sampling_weights=[source.sampling_weights for source in sources],
     )
 
-    def crop(image: Image, draw: int) -> UInt8[np.ndarray, "S S 3"]:
+    def crop(image: Image, draw: int) -> UInt8[np.ndarray, "H W 3"]:
         if config.crop == "resize":
             return decode.resize(image, spec.image_size)
         rng = decode.draw_generator(seed, draw)

@@ -83,7 +83,7 @@ class Embedder:
         self._options = options or EmbedOptions()
         devices = list(devices or jax.local_devices())
         self._batch_size = -(-self._options.batch_size // len(devices)) * len(devices)
-        self._image_size = model.config.model.image_size
+        self._image_size = model.model.image_hw
         self._apply, self._image_sharding = compile_apply(model, outputs, devices)
         whole = NamedSharding(self._image_sharding.mesh, PartitionSpec())
         self._params = jax.device_put(model.params, whole)
@@ -160,7 +160,7 @@ def compile_apply(
 
 def choose_embedding(name: str, model: LoadedModel) -> str:
     """The output that "auto" stands for: the first embedding task, else the pooled backbone."""
-    kinds = {task.name: task.kind for task in model.config.tasks}
+    kinds = {task.name: task.kind for task in model.tasks}
     if name == "auto":
         return next((task for task, kind in kinds.items() if kind == "embedding"), POOLED)
     if kinds.get(name, "embedding") != "embedding":
@@ -173,7 +173,7 @@ def choose_embedding(name: str, model: LoadedModel) -> str:
 
 def check_outputs(model: LoadedModel, outputs: Sequence[str]) -> None:
     """Raises `UserError` when the model has no such output."""
-    known = [POOLED, *(task.name for task in model.config.tasks)]
+    known = [POOLED, *(task.name for task in model.tasks)]
     for name in outputs:
         if name not in known:
             raise UserError(

@@ -133,7 +133,7 @@ def plan(
 
 def choose_heads(suite: ClassificationConfig, model: LoadedModel, root: str) -> list[TaskConfig]:
     """The tasks that a suite judges: those it names, or every head whose field the source has."""
-    tasks = {task.name: task for task in model.config.tasks if task.kind != "embedding"}
+    tasks = {task.name: task for task in model.tasks if task.kind != "embedding"}
     for name in suite.tasks:
         if name not in tasks:
             raise UserError(

@@ -6,50 +6,90 @@ recomputation: Chowdhery et al., 2022 (PaLM, arXiv 2204.02311), appendix B.
 
 from __future__ import annotations
 
+import math
 import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from vitscale.config import ModelConfig
 from vitscale.models.multitask import ModelDefinition
-from vitscale.models.vit import resolve_shape
+from vitscale.models.resnet import is_cnn
+from vitscale.models.resnet_flops import resnet_forward_flops, resnet_stem_flops
+from vitscale.models.vit_shape import resolve_shape
 
-# Dense bf16 peak per device in FLOP/s, from the makers' data sheets.
+# Dense bf16 peak per device in FLOP/s, without sparsity, from the makers' own pages.
 PEAK_BF16 = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
+    "TPU v4": 275e12,  # cloud.google.com/tpu/docs/v4
+    "TPU v5 lite": 197e12,  # v5e: cloud.google.com/tpu/docs/v5e
+    "TPU v5": 459e12,  # v5p: cloud.google.com/tpu/docs/v5p
+    "TPU v6 lite": 918e12,  # v6e: cloud.google.com/tpu/docs/v6e
+    "NVIDIA A100": 312e12,  # A100 datasheet
+    "NVIDIA H100": 989e12,  # SXM: H100 datasheet, 1,979 with sparsity
+    "NVIDIA H100 PCIe": 756e12,  # H100 datasheet, 1,513 with sparsity
+    "NVIDIA H200": 989e12,  # H200 datasheet
+    "NVIDIA B200": 2250e12,  # DGX B200 datasheet: 8 GPUs, 36 PFLOPS with sparsity
 }
 
 
 def forward_flops(definition: ModelDefinition) -> float:
-    """FLOPs of one image's forward pass, heads included."""
-    shape = resolve_shape(definition.config)
-    width, depth, mlp_dim, _ = shape.size
-    tokens = shape.grid**2 + (definition.config.pooling == "cls")
-    projections = 2 * tokens * (4 * width * width + 2 * width * mlp_dim)
-    attention = 2 * 2 * tokens * tokens * width
-    heads = sum(
-        2 * s.size
-        for n, s in definition.shapes().items()
-        if n.startswith("heads/") and len(s.shape) == 2
-    )
-    return depth * (projections + attention) + _patch_flops(definition) + heads
+    """FLOPs of one image's forward pass at inference, heads included."""
+    return backbone_flops(definition.config) + _head_flops(definition)
 
 
 def train_flops(definition: ModelDefinition) -> float:
-    """FLOPs of one image's forward and backward pass: backward is twice forward, but images need no gradient."""
-    return 3 * forward_flops(definition) - _patch_flops(definition)
+    """FLOPs of one image's forward and backward pass, the mean over `patch_sizes` when there are any.
+
+    Backward is twice forward, less the gradient of the images, which nobody needs. Tokens that patch dropout leaves
+    out are not counted.
+    """
+    config = definition.config
+    sizes: tuple[int | None, ...] = config.patch_sizes or (None,)
+    backbone = np.mean([backbone_flops(config, size, train=True) for size in sizes])
+    total = 3 * (backbone + _head_flops(definition)) - _first_layer_flops(config)
+    return float(total)
 
 
-def _patch_flops(definition: ModelDefinition) -> float:
-    shape = resolve_shape(definition.config)
-    return 2 * shape.grid**2 * 3 * shape.patch**2 * shape.size.width
+def backbone_flops(
+    config: ModelConfig, patch_size: int | None = None, *, train: bool = False
+) -> float:
+    """FLOPs of one image's forward pass through the backbone, pooling included."""
+    if is_cnn(config.variant):
+        return resnet_forward_flops(config)
+    shape = resolve_shape(config)
+    width, depth, mlp_dim, _ = shape.size
+    patches = _patches(config, patch_size)
+    kept = shape.kept_patches(patches, config.patch_dropout) if train else patches
+    tokens = shape.prefix + kept
+    mlp = (6 if config.mlp == "swiglu" else 4) * width * mlp_dim
+    block = tokens * (8 * width * width + mlp) + 4 * tokens * tokens * width
+    pooling = 0.0
+    if config.pooling == "map":
+        # The probe's query is computed once a batch; keys and values for every patch.
+        pooling += 4 * kept * width * width + 4 * kept * width + 2 * width * width + mlp
+    if config.representation_size:
+        pooling += 2 * width * config.representation_size
+    return depth * block + _first_layer_flops(config) + pooling
+
+
+def _head_flops(definition: ModelDefinition) -> float:
+    matrices = [s for n, s in definition.shapes().items() if n.startswith("heads/")]
+    return sum(2.0 * math.prod(s.shape) for s in matrices if len(s.shape) == 2)
+
+
+def _first_layer_flops(config: ModelConfig) -> float:
+    if is_cnn(config.variant):
+        return resnet_stem_flops(config)
+    shape = resolve_shape(config)
+    height, width = config.image_hw
+    return 2.0 * height * width * 3 * shape.size.width
+
+
+def _patches(config: ModelConfig, patch_size: int | None) -> int:
+    patch = patch_size or resolve_shape(config).patch
+    height, width = config.image_hw
+    return (height // patch) * (width // patch)
 
 
 def device_peak_flops() -> float:

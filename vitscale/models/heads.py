@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitscale.config import TaskConfig
+from vitscale.config import ModelConfig, TaskConfig
 from vitscale.errors import UserError
 
 
@@ -24,13 +24,23 @@ class Head(Protocol):
 class ClassificationHead(nnx.Module):
     """Linear logits `[B, C] float32`. Zero-initialised (big_vision): the first loss is log C whatever the features."""
 
-    def __init__(self, width: int, num_classes: int, dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        dtype: Any,
+        rngs: nnx.Rngs,
+        initial_bias: float | None = 0.0,
+    ) -> None:
+        """initial_bias: of every class; None leaves the bias out."""
         self.linear = nnx.Linear(
             width,
             num_classes,
+            use_bias=initial_bias is not None,
             dtype=dtype,
             param_dtype=jnp.float32,
             kernel_init=nnx.initializers.zeros,
+            bias_init=nnx.initializers.constant(initial_bias or 0.0),
             rngs=rngs,
             kernel_metadata={"axes": ("embed", "classes")},
             bias_metadata={"axes": ("classes",)},
@@ -137,10 +147,11 @@ def l2_normalise(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
 
 
 def create_head(
-    task: TaskConfig, width: int, num_classes: int, dtype: Any, rngs: nnx.Rngs
+    task: TaskConfig, width: int, num_classes: int, model: ModelConfig, rngs: nnx.Rngs
 ) -> ClassificationHead | OrdinalHead | EmbeddingHead:
+    dtype = jnp.dtype(model.compute_dtype)
     if task.kind == "ordinal":
         return OrdinalHead(width, num_classes, dtype, rngs)
     if task.kind == "embedding":
         return EmbeddingHead(width, num_classes, task, dtype, rngs)
-    return ClassificationHead(width, num_classes, dtype, rngs)
+    return ClassificationHead(width, num_classes, dtype, rngs, model.head_bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,31 @@ from jaxtyping import Array, Float
 
 from vitscale.config import ModelConfig, TaskConfig
 from vitscale.errors import UserError
+from vitscale.models.attention import check_attention
 from vitscale.models.heads import create_head
+from vitscale.models.resnet import ResNet, check_cnn_config, is_cnn
 from vitscale.models.vit import ViT
+from vitscale.models.vit_shape import resolve_shape
 
 Params = dict[str, Array]
 POOLED = "pooled"
+
+
+def create_backbone(config: ModelConfig, *, rngs: nnx.Rngs) -> ViT | ResNet:
+    """The network that `config.variant` names."""
+    return ResNet(config, rngs=rngs) if is_cnn(config.variant) else ViT(config, rngs=rngs)
+
+
+def check_model(config: ModelConfig, platform: str | None = None) -> None:
+    """Raises `UserError` for a config that no network has: unknown names, sizes that do not divide, options of the
+    other family; and for an attention kernel that `platform` (cpu, gpu, tpu) cannot run."""
+    if is_cnn(config.variant):
+        check_cnn_config(config)
+    else:
+        size = resolve_shape(config).size
+        if platform is not None:
+            head_dim = size.width // size.num_heads
+            check_attention(config.attention, config.compute_dtype, head_dim, platform)
 
 
 class MultiTaskModel(nnx.Module):
@@ -30,16 +51,28 @@ class MultiTaskModel(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        self.backbone = ViT(config, rngs=rngs)
-        width = self.backbone.norm.num_features
-        dtype = jnp.dtype(config.compute_dtype)
+        self.backbone = create_backbone(config, rngs=rngs)
+        width = self.backbone.features
         self.heads = nnx.Dict(
-            {t.name: create_head(t, width, num_classes[t.label_field], dtype, rngs) for t in tasks}
+            {t.name: create_head(t, width, num_classes[t.label_field], config, rngs) for t in tasks}
         )
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Array]:
-        """`{"pooled": [B, D] float32, <task>: its head's output}`."""
-        pooled = self.backbone(images).pooled
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        patch_size: int | None = None,
+    ) -> dict[str, Array]:
+        """`{"pooled": [B, D] float32, <task>: its head's output}`; the arguments are the backbone's."""
+        extra = {} if patch_size is None else {"patch_size": patch_size}
+        pooled = self.backbone(images, train=train, key=key, **extra).pooled
+        if pooled is None:
+            raise UserError(
+                "model.pooling=none gives tokens only, and heads and embeddings need pooled features; "
+                "choose gap, cls or map."
+            )
         outputs = {name: head(pooled) for name, head in self.heads.items()}
         return {POOLED: pooled.astype(jnp.float32), **outputs}
 
@@ -50,9 +83,10 @@ class MultiTaskModel(nnx.Module):
 
 @dataclass(frozen=True)
 class ModelDefinition:
-    """A model without its arrays: everything a jitted function needs besides the plain dict of parameters.
+    """A model without its arrays: everything a jitted function needs besides plain dicts of arrays.
 
-    Parameters are a flat dict from a name such as `backbone/blocks/0/attention/query/kernel` to a float32 array.
+    Variables are flat dicts from a name such as `backbone/blocks/0/attention/query/kernel` to a float32 array:
+    parameters, and the running statistics of BatchNorm, which no gradient touches.
     """
 
     config: ModelConfig
@@ -60,45 +94,58 @@ class ModelDefinition:
     num_classes: Mapping[str, int]  # label field -> number of classes
 
     def init(self, seed: int | Array) -> Params:
-        """Fresh parameters. Pure and jit-able, so that they can be created already sharded."""
-        return _flatten(nnx.split(self._create(seed), nnx.Param)[1])
+        """Fresh parameters and statistics. Pure and jit-able, so that they can be created already sharded."""
+        return {name: var.get_value() for name, var in _items(self._create(seed))}
 
-    def merge(self, params: Params) -> MultiTaskModel:
-        """The module with these parameters in it (inside a jitted function: costs nothing at run time)."""
-        graphdef, state = self._abstract()
+    def merge(self, variables: Mapping[str, Array]) -> MultiTaskModel:
+        """The module with these values in it (inside a jitted function: costs nothing at run time)."""
+        graphdef, state = nnx.split(self._abstract)
         flat = [
-            (path, var.replace(params["/".join(map(str, path))])) for path, var in _items(state)
+            (path, var.replace(variables["/".join(map(str, path))]))
+            for path, var in nnx.to_flat_state(state)
         ]
         return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and dtype of every parameter."""
-        return _flatten(self._abstract()[1])
+        return {n: v.get_value() for n, v in _items(self._abstract) if isinstance(v, nnx.Param)}
+
+    def statistics_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of every running statistic; empty without BatchNorm."""
+        return {n: v.get_value() for n, v in _items(self._abstract) if not isinstance(v, nnx.Param)}
+
+    def variable_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Parameters and statistics: what a checkpoint's `params` holds."""
+        return {name: var.get_value() for name, var in _items(self._abstract)}
+
+    def statistics(self, model: MultiTaskModel) -> Params:
+        """The running statistics of a merged model, after a training call the updated ones."""
+        return {n: v.get_value() for n, v in _items(model) if not isinstance(v, nnx.Param)}
 
     def axes(self) -> dict[str, tuple[str, ...]]:
-        """Logical axis names of every parameter."""
+        """Logical axis names of every parameter and statistic."""
         named: dict[str, tuple[str, ...]] = {}
-        for path, variable in _items(self._abstract()[1]):
+        for name, variable in _items(self._abstract):
             axes, shape = variable.get_metadata().get("axes"), variable.get_value().shape
             if axes is None or len(axes) != len(shape):
-                raise ValueError(
-                    f"parameter {path} {shape} does not say what its axes mean: {axes}"
-                )
-            named["/".join(map(str, path))] = axes
+                raise ValueError(f"{name} {shape} does not say what its axes mean: {axes}")
+            named[name] = axes
         return named
 
     def _create(self, seed: int | Array) -> MultiTaskModel:
         rngs = nnx.Rngs(jax.random.key(seed))
         return MultiTaskModel(self.config, self.tasks, self.num_classes, rngs=rngs)
 
-    def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
-        return nnx.split(nnx.eval_shape(lambda: self._create(0)), nnx.Param)
+    @cached_property
+    def _abstract(self) -> MultiTaskModel:
+        return nnx.eval_shape(lambda: self._create(0))
 
 
 def define_model(
     config: ModelConfig, tasks: Sequence[TaskConfig], classes: Mapping[str, Sequence[str]]
 ) -> ModelDefinition:
-    """Checks that every task's label field has classes, then the definition."""
+    """Checks the model's config and that every task's label field has classes, then the definition."""
+    check_model(config)
     for task in tasks:
         if not classes.get(task.label_field):
             have = ", ".join(sorted(classes)) or "none at all"
@@ -111,9 +158,6 @@ def define_model(
     )
 
 
-def _items(state: nnx.State) -> list[tuple[tuple, nnx.Variable]]:
-    return list(nnx.to_flat_state(state))
-
-
-def _flatten(state: nnx.State) -> dict:
-    return {"/".join(map(str, path)): variable.get_value() for path, variable in _items(state)}
+def _items(model: nnx.Module) -> list[tuple[str, nnx.Variable]]:
+    """Variables by name."""
+    return [("/".join(map(str, path)), var) for path, var in nnx.to_flat_state(nnx.state(model))]

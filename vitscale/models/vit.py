@@ -1,13 +1,8 @@
-"""The Vision Transformer (Dosovitskiy et al., 2021, arXiv 2010.11929), pre-norm, as an `nnx` module.
-
-Parameters are float32 and carry what their axes mean in the metadata key `axes` (names that
-`vitscale.parallel.rules` maps to mesh axes); activations are computed in `compute_dtype`.
-"""
+"""The Vision Transformer (Dosovitskiy et al., 2021, arXiv 2010.11929), pre-norm, with its later variants."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,177 +11,278 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitscale.config import ModelConfig
-from vitscale.errors import UserError
-
-
-class ViTSize(NamedTuple):
-    width: int
-    depth: int
-    mlp_dim: int
-    num_heads: int
-
-
-# Zhai et al., 2022 (arXiv 2106.04560), table 2; mu is big_vision's test size.
-PRESETS = {
-    "mu": ViTSize(32, 1, 128, 2),
-    "Ti": ViTSize(192, 12, 768, 3),
-    "S": ViTSize(384, 12, 1536, 6),
-    "B": ViTSize(768, 12, 3072, 12),
-    "L": ViTSize(1024, 24, 4096, 16),
-}
-
-
-class Features(NamedTuple):
-    """What every backbone returns."""
-
-    pooled: Float[Array, "B D"]
-    tokens: Float[Array, "B N D"]
-
-
-@dataclass(frozen=True)
-class ViTShape:
-    """A model config with its preset resolved."""
-
-    size: ViTSize
-    patch: int
-    image_size: int
-
-    @property
-    def grid(self) -> int:
-        return self.image_size // self.patch
-
-
-def resolve_shape(config: ModelConfig) -> ViTShape:
-    """Sizes of `config.variant` ("B/16") with the overrides applied. Raises `UserError` for impossible ones."""
-    preset, _, patch_text = config.variant.partition("/")
-    if preset not in PRESETS or not patch_text.isdigit() or int(patch_text) < 1:
-        raise UserError(
-            f"model.variant={config.variant!r} must be a preset and a patch size such as 'S/16'; "
-            f"presets: {', '.join(PRESETS)}."
-        )
-    patch, base = int(patch_text), PRESETS[preset]
-    size = ViTSize(
-        config.width or base.width,
-        config.depth or base.depth,
-        config.mlp_dim or (4 * config.width if config.width else base.mlp_dim),
-        config.num_heads or base.num_heads,
-    )
-    if size.width % size.num_heads:
-        raise UserError(f"model.width={size.width} does not divide by num_heads={size.num_heads}.")
-    if config.image_size < patch or config.image_size % patch:
-        below = max(config.image_size // patch, 1) * patch
-        raise UserError(
-            f"model.image_size={config.image_size} does not divide by the patch size {patch}; "
-            f"the nearest sizes that do are {below} and {below + patch}."
-        )
-    return ViTShape(size, patch, config.image_size)
-
-
-def _linear(
-    in_features: int,
-    out_features: int,
-    axes: tuple[str, str],
-    dtype: Any,
-    rngs: nnx.Rngs,
-    use_bias: bool = True,
-) -> nnx.Linear:
-    return nnx.Linear(
-        in_features,
-        out_features,
-        use_bias=use_bias,
-        dtype=dtype,
-        param_dtype=jnp.float32,
-        kernel_init=nnx.initializers.xavier_uniform(),
-        rngs=rngs,
-        kernel_metadata={"axes": axes},
-        bias_metadata={"axes": axes[1:]},
-    )
-
-
-def _layer_norm(width: int, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # nnx computes mean and variance in float32 whatever `dtype` is.
-    return nnx.LayerNorm(
-        width,
-        epsilon=1e-6,
-        dtype=dtype,
-        param_dtype=jnp.float32,
-        rngs=rngs,
-        scale_metadata={"axes": ("embed",)},
-        bias_metadata={"axes": ("embed",)},
-    )
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention over `[B, N, D]`; Q, K, V as three projections (FINDINGS 9: less memory traffic)."""
-
-    def __init__(self, size: ViTSize, dtype: Any, rngs: nnx.Rngs) -> None:
-        width = size.width
-        self.num_heads = size.num_heads
-        self.query = _linear(width, width, ("embed", "heads"), dtype, rngs)
-        self.key = _linear(width, width, ("embed", "heads"), dtype, rngs)
-        self.value = _linear(width, width, ("embed", "heads"), dtype, rngs)
-        self.out = _linear(width, width, ("heads", "embed"), dtype, rngs)
-
-    def __call__(self, x: Float[Array, "BN D"], batch: int) -> Float[Array, "BN D"]:
-        heads = (batch, x.shape[0] // batch, self.num_heads, x.shape[1] // self.num_heads)
-        attended = jax.nn.dot_product_attention(
-            self.query(x).reshape(heads), self.key(x).reshape(heads), self.value(x).reshape(heads)
-        )
-        return self.out(attended.reshape(x.shape))
+from vitscale.models.attention import Attention, announce, choose_attention, padded_tokens
+from vitscale.models.features import Features
+from vitscale.models.layers import Mlp, drop_path, dropout, layer_norm, linear, split_key
+from vitscale.models.pooling import MapHead
+from vitscale.models.positions import rope2d, sincos2d
+from vitscale.models.resize import resize_patch_kernel, resize_position_embedding
+from vitscale.models.vit_shape import ViTShape, resolve_shape
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); tokens flattened to `[B·N, D]` outside attention."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); tokens flattened to `[B·N, D]` outside attention.
 
-    def __init__(self, size: ViTSize, dtype: Any, rngs: nnx.Rngs) -> None:
-        self.attention_norm = _layer_norm(size.width, dtype, rngs)
-        self.attention = Attention(size, dtype, rngs)
-        self.mlp_norm = _layer_norm(size.width, dtype, rngs)
-        self.mlp_in = _linear(size.width, size.mlp_dim, ("embed", "mlp"), dtype, rngs)
-        self.mlp_out = _linear(size.mlp_dim, size.width, ("mlp", "embed"), dtype, rngs)
+    Flat tokens let XLA fuse norms, biases and residuals with the matrix products on both sides: 40 % fewer bytes
+    outside matrix products for B/16 than `[B, N, D]` (FINDINGS 9).
+    """
 
-    def __call__(self, x: Float[Array, "BN D"], batch: int) -> Float[Array, "BN D"]:
-        x = x + self.attention(self.attention_norm(x), batch)
-        return x + self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(x)), approximate=True))
+    def __init__(self, config: ModelConfig, shape: ViTShape, rngs: nnx.Rngs) -> None:
+        width, dtype = shape.size.width, jnp.dtype(config.compute_dtype)
+        self.attention_norm = layer_norm(width, shape.norm_eps, dtype, rngs)
+        self.attention = Attention(
+            width,
+            shape.size.num_heads,
+            dtype,
+            rngs,
+            qk_norm_eps=shape.norm_eps if config.qk_norm else None,
+            dropout_rate=config.dropout,
+            recompute=config.remat == "attention",
+        )
+        self.mlp_norm = layer_norm(width, shape.norm_eps, dtype, rngs)
+        self.mlp = Mlp(config.mlp, width, shape.size.mlp_dim, config.dropout, dtype, rngs)
+        self.has_layer_scale = config.layer_scale is not None
+        if config.layer_scale is not None:
+            factors = jnp.full(width, config.layer_scale, jnp.float32)
+            self.attention_scale = nnx.Param(factors, axes=("embed",))
+            self.mlp_scale = nnx.Param(factors, axes=("embed",))
+
+    def __call__(
+        self,
+        x: Float[Array, "BN D"],
+        key: Array | None,
+        drop_rate: Float[Array, ""] | None,
+        *,
+        batch: int,
+        valid: int,
+        implementation: str,
+        rotations: Float[Array, "2 *B N e"] | None,
+    ) -> Float[Array, "BN D"]:
+        keys = split_key(key, 4)
+        branch = self.attention(
+            self.attention_norm(x), batch, valid, implementation, rotations, keys[0]
+        )
+        if self.has_layer_scale:
+            branch = branch * self.attention_scale[...].astype(branch.dtype)
+        x = x + drop_path(branch, batch, drop_rate, keys[1])
+        branch = self.mlp(self.mlp_norm(x), keys[2])
+        if self.has_layer_scale:
+            branch = branch * self.mlp_scale[...].astype(branch.dtype)
+        return x + drop_path(branch, batch, drop_rate, keys[3])
 
 
 class ViT(nnx.Module):
-    """`backbone(images) -> Features`; images `[B, H, W, 3]`, already normalised."""
+    """`backbone(images) -> Features`; images `[B, H, W, 3]`, already normalised.
+
+    Tokens are in the order cls, registers, patches by row. See `ModelConfig` for the options.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         shape = resolve_shape(config)
-        dtype = jnp.dtype(config.compute_dtype)
-        width, tokens = shape.size.width, shape.grid**2
-        self.patch, self.grid, self.dtype = shape.patch, shape.grid, dtype
-        self.pooling = config.pooling
-        self.learned_position = config.position_embedding == "learned"
+        width, dtype = shape.size.width, jnp.dtype(config.compute_dtype)
+        self.config, self.shape, self.dtype = config, shape, dtype
+        self.features = config.representation_size or width
         # The patch convolution as a matrix product: rows are the patch's (y, x, channel).
-        self.patch_embedding = _linear(shape.patch**2 * 3, width, ("patch", "embed"), dtype, rngs)
-        if self.learned_position:
-            value = jax.random.normal(rngs.params(), (tokens, width)) / np.sqrt(width)
-            self.position_embedding = nnx.Param(value, axes=("tokens", "embed"))
-        if self.pooling == "cls":
+        self.patch_embedding = linear(shape.patch**2 * 3, width, ("patch", "embed"), dtype, rngs)
+        if config.position_embedding == "learned":
+            patches = shape.grid[0] * shape.grid[1]
+            self.position_embedding = _normal(rngs, patches, width)
+        if shape.class_token:
             self.cls = nnx.Param(jnp.zeros((1, width)), axes=("tokens", "embed"))
-        self.blocks = nnx.List([Block(shape.size, dtype, rngs) for _ in range(shape.size.depth)])
-        self.norm = _layer_norm(width, dtype, rngs)
+        if config.register_tokens:
+            self.registers = _normal(rngs, config.register_tokens, width)
+        if config.prefix_position:
+            self.prefix_position = _normal(rngs, shape.prefix, width)
+        self.blocks = _create_blocks(config, shape, rngs)
+        self.norm = layer_norm(width, shape.norm_eps, dtype, rngs)
+        if config.pooling == "map":
+            self.map = MapHead(shape.size, config.mlp, shape.norm_eps, dtype, rngs)
+        if config.representation_size:
+            self.representation = linear(
+                width, config.representation_size, ("embed", "representation"), dtype, rngs
+            )
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Features:
-        batch = images.shape[0]
-        x = self.patch_embedding(patchify(images.astype(self.dtype), self.patch))
-        if self.learned_position:
-            position = self.position_embedding[...]
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        patch_size: int | None = None,
+    ) -> Features:
+        """patch_size: of this call (FlexiViT); default: the one the parameters are stored at."""
+        if not train:
+            key = None
+        embed_key, kept_key, blocks_key = split_key(key, 3)
+        batch, patch = images.shape[0], patch_size or self.shape.patch
+        grid = (images.shape[1] // patch, images.shape[2] // patch)
+        x = self._embed_patches(images.astype(self.dtype), patch, grid)
+        rotations = None
+        if self.config.position_embedding == "rope2d":
+            head_dim = x.shape[-1] // self.shape.size.num_heads
+            rotations = jnp.asarray(rope2d(grid, self.shape.prefix, head_dim))
+        x = dropout(x, self.config.dropout, embed_key)
+        if kept_key is not None and self.config.patch_dropout:
+            x, rotations = self._drop_patches(x, rotations, kept_key)
+        x = self._add_prefix(x)
+        tokens = self._run_blocks(x, rotations, blocks_key)
+        return self._pool(tokens.reshape(batch, -1, tokens.shape[-1])[:, : x.shape[1]])
+
+    def _embed_patches(self, images: Array, patch: int, grid: tuple[int, int]) -> Array:
+        kernel = resize_patch_kernel(
+            self.patch_embedding.kernel[...], self.shape.patch, patch
+        ).astype(self.dtype)
+        bias = self.patch_embedding.bias
+        x = patchify(images, patch) @ kernel
+        if bias is not None:
+            x = x + bias[...].astype(self.dtype)
+        if self.config.position_embedding == "learned":
+            table = self.position_embedding[...]
+            x = x + resize_position_embedding(table, self.shape.grid, grid).astype(self.dtype)
+        elif self.config.position_embedding == "sincos2d":
+            x = x + jnp.asarray(sincos2d(grid, x.shape[-1])).astype(self.dtype)
+        return x
+
+    def _drop_patches(
+        self, x: Array, rotations: Array | None, key: Array
+    ) -> tuple[Array, Array | None]:
+        """A random subset of each example's patches, in row order; how many is static (`kept_patches`)."""
+        batch, count, _ = x.shape
+        kept = self.shape.kept_patches(count, self.config.patch_dropout)
+        scores = jax.random.uniform(key, (batch, count))
+        rows = jnp.sort(jnp.argsort(scores, axis=1)[:, :kept], axis=1)
+        x = jnp.take_along_axis(x, rows[:, :, None], axis=1)
+        if rotations is not None:
+            prefix = self.shape.prefix
+            fixed = jnp.broadcast_to(jnp.arange(prefix), (batch, prefix))
+            rotations = rotations[:, jnp.concatenate([fixed, rows + prefix], axis=1)]
+        return x, rotations
+
+    def _add_prefix(self, x: Array) -> Array:
+        prefix = []
+        if self.shape.class_token:
+            prefix.append(self.cls[...])
+        if self.config.register_tokens:
+            prefix.append(self.registers[...])
+        if not prefix:
+            return x
+        tokens = jnp.concatenate(prefix)
+        if self.config.prefix_position:
+            tokens = tokens + self.prefix_position[...]
+        tokens = jnp.broadcast_to(tokens.astype(self.dtype), (x.shape[0], *tokens.shape))
+        return jnp.concatenate([tokens, x], axis=1)
+
+    def _run_blocks(self, x: Array, rotations: Array | None, key: Array | None) -> Array:
+        """`[B, N, D]` through every block, to `[B·M, D]`; M ≥ N where the attention kernel wants padding."""
+        batch, tokens, width = x.shape
+        implementation, reason = choose_attention(
+            self.config.attention,
+            tokens=tokens,
+            head_dim=width // self.shape.size.num_heads,
+            dtype=self.dtype,
+            platform=jax.default_backend(),
+        )
+        announce(implementation, reason)
+        padding = padded_tokens(tokens, implementation) - tokens
+        if padding:
+            x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
+            if rotations is not None:
+                rotations = jnp.pad(
+                    rotations, [(0, 0)] * (rotations.ndim - 2) + [(0, padding), (0, 0)]
+                )
+        depth = self.shape.size.depth
+        rates = None
+        if self.config.stochastic_depth:
+            rates = jnp.linspace(0, self.config.stochastic_depth, depth)
+        keys = None if key is None else jax.random.split(key, depth)
+        options = {
+            "batch": batch,
+            "valid": tokens,
+            "implementation": implementation,
+            "rotations": rotations,
+        }
+        run = _scan_blocks if self.config.scan_layers else _unroll_blocks
+        return run(self.blocks, x.reshape(-1, width), keys, rates, options, self.config.remat)
+
+    def _pool(self, tokens: Float[Array, "B N D"]) -> Features:
+        norm_last = self.config.pooling == "gap" and self.config.gap_norm == "after"
+        if not norm_last:
+            flat = self.norm(tokens.reshape(-1, tokens.shape[-1]))
+            tokens = flat.reshape(tokens.shape)
+        patches = tokens[:, self.shape.prefix :]
+        if self.config.pooling == "none":
+            return Features(None, patches)
+        if self.config.pooling == "cls":
+            pooled = tokens[:, 0]
+        elif self.config.pooling == "map":
+            pooled = self.map(patches)
         else:
-            position = jnp.asarray(sincos2d(self.grid, x.shape[-1]))
-        x = x + position.astype(self.dtype)
-        if self.pooling == "cls":
-            cls = jnp.broadcast_to(self.cls[...].astype(self.dtype), (batch, 1, x.shape[-1]))
-            x = jnp.concatenate([cls, x], axis=1)
-        flat = x.reshape(-1, x.shape[-1])
-        for block in self.blocks:
-            flat = block(flat, batch)
-        tokens = self.norm(flat).reshape(batch, -1, flat.shape[-1])
-        pooled = tokens[:, 0] if self.pooling == "cls" else tokens.mean(axis=1, dtype=jnp.float32)
-        return Features(pooled.astype(self.dtype), tokens)
+            pooled = patches.mean(axis=1, dtype=jnp.float32).astype(self.dtype)
+        if norm_last:
+            pooled = self.norm(pooled)
+        if self.config.representation_size:
+            pooled = jnp.tanh(self.representation(pooled))
+        return Features(pooled, patches)
+
+
+def _normal(rngs: nnx.Rngs, rows: int, width: int) -> nnx.Param:
+    value = jax.random.normal(rngs.params(), (rows, width)) / np.sqrt(width)
+    return nnx.Param(value, axes=("tokens", "embed"))
+
+
+def _create_blocks(config: ModelConfig, shape: ViTShape, rngs: nnx.Rngs) -> Any:
+    """A list of blocks, or one block whose parameters have a leading `layers` axis: the same numbers in both."""
+    keys = jax.random.split(rngs.params(), shape.size.depth)
+    if not config.scan_layers:
+        return nnx.List([Block(config, shape, nnx.Rngs(key)) for key in keys])
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Block(config, shape, nnx.Rngs(0))))
+
+    @jax.vmap
+    def values(key: Array) -> dict[tuple, Array]:
+        state = nnx.state(Block(config, shape, nnx.Rngs(key)))
+        return {path: var.get_value() for path, var in nnx.to_flat_state(state)}
+
+    stacked = values(keys)
+    variables = [
+        (path, nnx.Param(stacked[path], axes=("layers", *var.get_metadata()["axes"])))
+        for path, var in nnx.to_flat_state(abstract)
+    ]
+    return nnx.merge(graphdef, nnx.from_flat_state(variables))
+
+
+def _block_function(graphdef: nnx.GraphDef, options: dict[str, Any], remat: str, scan: bool) -> Any:
+    def run(state: Any, x: Array, key: Array | None, rate: Any) -> Array:
+        return nnx.merge(graphdef, state)(x, key, rate, **options)
+
+    if remat not in ("dots", "full"):
+        return run
+    # Tokens are flat, so every projection is a product without batch dimensions, and attention's are not.
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    # A loop body cannot be merged with its recomputation, so inside scan the barriers would only cost.
+    return jax.checkpoint(run, policy=policy, prevent_cse=not scan)
+
+
+def _unroll_blocks(
+    blocks: Any, x: Array, keys: Any, rates: Any, options: dict[str, Any], remat: str
+) -> Array:
+    for index, block in enumerate(blocks):
+        graphdef, state = nnx.split(block)
+        run = _block_function(graphdef, options, remat, scan=False)
+        key = None if keys is None else keys[index]
+        x = run(state, x, key, None if rates is None else rates[index])
+    return x
+
+
+def _scan_blocks(
+    blocks: Any, x: Array, keys: Any, rates: Any, options: dict[str, Any], remat: str
+) -> Array:
+    graphdef, states = nnx.split(blocks)
+    run = _block_function(graphdef, options, remat, scan=True)
+
+    def body(x: Array, layer: Any) -> tuple[Array, None]:
+        return run(layer[0], x, layer[1], layer[2]), None
+
+    return jax.lax.scan(body, x, (states, keys, rates))[0]
 
 
 def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B N P"]:
@@ -194,13 +290,3 @@ def patchify(images: Float[Array, "B H W C"], patch: int) -> Float[Array, "B N P
     batch, height, width, channels = images.shape
     x = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
-
-
-def sincos2d(grid: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
-    """Fixed 2-D sine-cosine position embedding `[grid², width] float32` (MoCo v3, Chen et al., 2021)."""
-    if width % 4:
-        raise UserError(f"sincos2d needs a width that divides by 4, not {width}.")
-    y, x = np.mgrid[:grid, :grid].astype(np.float64)
-    omega = 1.0 / temperature ** (np.arange(width // 4) / (width // 4 - 1 or 1))
-    y, x = np.outer(y.ravel(), omega), np.outer(x.ravel(), omega)
-    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from vitscale.config import CheckpointConfig, TrainConfig
 from vitscale.config_loading import to_json
-from vitscale.models.weights import CHECKPOINTS, META_ITEM, PARAMS_ITEM, TRAIN_ITEM
+from vitscale.models.weights import CHECKPOINTS, META_ITEM, PARAMS_ITEM, TRAIN_ITEM, describe
 from vitscale.train.state import TrainState
 
 
@@ -56,17 +56,13 @@ class CheckpointStore:
         data_state: Mapping[str, Any],
     ) -> None:
         """Starts saving; arrays are copied off the device before this returns, written after."""
-        meta = {
-            "step": step,
-            "config": json.loads(to_json(config)),
-            "classes": {name: list(names) for name, names in classes.items()},
-            "data": dict(data_state),
-        }
+        meta = describe(step, config.model, config.tasks, classes)
+        meta |= {"config": json.loads(to_json(config)), "data": dict(data_state)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 **{
-                    PARAMS_ITEM: ocp.args.StandardSave(state.params),
+                    PARAMS_ITEM: ocp.args.StandardSave({**state.params, **state.statistics}),
                     TRAIN_ITEM: ocp.args.StandardSave(
                         {"step": state.step, "opt_state": state.opt_state}
                     ),
@@ -88,7 +84,7 @@ class CheckpointStore:
             step,
             args=ocp.args.Composite(
                 **{
-                    PARAMS_ITEM: ocp.args.StandardRestore(target.params),
+                    PARAMS_ITEM: ocp.args.StandardRestore({**target.params, **target.statistics}),
                     TRAIN_ITEM: ocp.args.StandardRestore(
                         {"step": target.step, "opt_state": target.opt_state}
                     ),
@@ -97,7 +93,13 @@ class CheckpointStore:
             ),
         )
         train = restored[TRAIN_ITEM]
-        state = TrainState(train["step"], restored[PARAMS_ITEM], train["opt_state"])
+        variables = restored[PARAMS_ITEM]
+        state = TrainState(
+            train["step"],
+            {name: variables[name] for name in target.params},
+            {name: variables[name] for name in target.statistics},
+            train["opt_state"],
+        )
         return state, restored[META_ITEM]
 
     def wait(self) -> None:

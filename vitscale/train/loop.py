@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import time
@@ -15,20 +16,27 @@ import optax
 from jax.sharding import Mesh
 
 from vitscale.config import DataConfig, InitConfig, TrainConfig
-from vitscale.config_loading import from_mapping, to_json
+from vitscale.config_loading import to_json
 from vitscale.data.loader import Batch, TrainLoader
 from vitscale.data.sources import Source, collect_classes, open_source
 from vitscale.errors import Preempted, UserError
+from vitscale.models.adapt import adapt, compare_shapes
 from vitscale.models.flops import device_peak_flops, train_flops
-from vitscale.models.multitask import ModelDefinition, define_model
-from vitscale.models.weights import find_step, has_step, read_meta, read_params
+from vitscale.models.multitask import ModelDefinition, check_model, define_model
+from vitscale.models.weights import (
+    find_step,
+    has_step,
+    read_description,
+    read_meta,
+    read_params,
+)
 from vitscale.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated
 from vitscale.progress import Task
 from vitscale.train.checkpoint import CheckpointStore
 from vitscale.train.hooks import MetricsWriter, RateMeter, StopSignal
 from vitscale.train.optim import make_optimizer, make_schedule
 from vitscale.train.state import TrainState, abstract_state, init_state, state_shardings
-from vitscale.train.step import Step, make_step
+from vitscale.train.step import Step, make_step, sample_patch_size
 
 CONFIG_FILE, CLASSES_FILE, REJECTS_FILE = "config.json", "classes.json", "rejects.jsonl"
 # What may change between two starts of one run: where and how it runs, not what it computes.
@@ -47,6 +55,7 @@ class Setup:
 
 def train(config: TrainConfig, workdir: Path) -> TrainState:
     """Trains to `config.total_steps`, going on from the workdir's newest checkpoint when there is one."""
+    check_model(config.model, jax.default_backend())
     mesh = make_mesh(config.mesh)
     check_batch(config.data.global_batch_size, mesh)
     classes, sources = open_data(config.data)
@@ -91,7 +100,7 @@ def run_steps(
             waited = time.perf_counter()
             batch = put_batch(next(loader), mesh)
             meter.waited(time.perf_counter() - waited)
-            state, metrics = setup.step(state, batch)
+            state, metrics = setup.step(state, batch, sample_patch_size(config, step))
             if one_at_a_time:
                 jax.block_until_ready(metrics)
             if step % config.log.every_steps == 0 or step in (1, total):
@@ -121,7 +130,7 @@ def make_loader(config: TrainConfig, sources: Sequence[Source]) -> TrainLoader:
     return TrainLoader(
         sources,
         config.data,
-        image_size=config.model.image_size,
+        image_size=config.model.image_hw,
         fields=sorted({task.label_field for task in config.tasks}),
         seed=config.seed,
         process_index=jax.process_index(),
@@ -131,11 +140,24 @@ def make_loader(config: TrainConfig, sources: Sequence[Source]) -> TrainLoader:
 
 def build(definition: ModelDefinition, config: TrainConfig, mesh: Mesh) -> Setup:
     """The jitted step with every input and output placed."""
-    optimizer = make_optimizer(config.optim, config.total_steps, definition.shapes())
+    axes = definition.axes()
+    optimizer = make_optimizer(
+        config.optim, config.total_steps, {name: axes[name] for name in definition.shapes()}
+    )
     shardings = state_shardings(definition, optimizer, mesh, config.mesh.layout)
     schedule = make_schedule(config.optim, config.total_steps)
+    pure_step = make_step(definition, optimizer, schedule, config)
+
+    def step_on_mesh(
+        state: TrainState, batch: dict[str, Any], patch_size: int | None = None
+    ) -> Any:
+        # Pallas kernels ask for the mesh while they are traced: XLA does not partition them.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return pure_step(state, batch, patch_size)
+
     step = jax.jit(
-        make_step(definition, optimizer, schedule, config),
+        step_on_mesh,
+        static_argnums=2,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
@@ -161,30 +183,36 @@ def restore_or_init(
     if not config.init.checkpoint:
         return state
     taken = initial_params(config.init, setup.definition)
-    placed = {n: jax.device_put(v, setup.shardings.params[n]) for n, v in taken.items()}
-    return TrainState(state.step, {**state.params, **placed}, state.opt_state)
+    places = {**setup.shardings.params, **setup.shardings.statistics}
+    placed = {name: jax.device_put(value, places[name]) for name, value in taken.items()}
+    return dataclasses.replace(
+        state,
+        params={name: placed.get(name, value) for name, value in state.params.items()},
+        statistics={name: placed.get(name, value) for name, value in state.statistics.items()},
+    )
 
 
 def initial_params(config: InitConfig, definition: ModelDefinition) -> dict[str, Any]:
-    """The parameters that `init` takes from another run. Every one of them must be there with the same shape."""
+    """The variables that `init` takes from another run. Every one of them must be there with the same shape.
+
+    Layers are stacked or unstacked, and positions and patch kernel resized, to this model's layout and resolution.
+    """
     folder = find_step(Path(config.checkpoint))
     meta = read_meta(folder)
-    other = from_mapping(TrainConfig, meta["config"])
-    theirs = define_model(other.model, other.tasks, meta["classes"]).shapes()
-    ours = definition.shapes()
+    model, tasks = read_description(meta)
+    other = define_model(model, tasks, meta["classes"])
+    params = adapt(read_params(folder, other.variable_shapes()), model, definition.config)
+    ours = definition.variable_shapes()
     wanted = [name for name in ours if re.search(config.include, name)]
     if not wanted:
         raise UserError(f"init.include={config.include!r} matches no parameter of this model.")
-    for name in wanted:
-        if name not in theirs:
-            raise UserError(
-                f"init.checkpoint {folder} has no parameter {name}; narrow init.include."
-            )
-        if theirs[name].shape != ours[name].shape:
-            raise UserError(
-                f"init.checkpoint {folder}: {name} is {theirs[name].shape}, this model needs {ours[name].shape}."
-            )
-    params = read_params(folder, theirs)
+    problems = compare_shapes(
+        {n: ours[n].shape for n in wanted}, {n: p.shape for n, p in params.items()}
+    )
+    if problems:
+        raise UserError(
+            f"init.checkpoint {folder}: {problems}; narrow init.include, or change the model."
+        )
     return {name: params[name] for name in wanted}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import jax
 import optax
 
 from vitscale.config import OptimConfig
@@ -34,11 +33,14 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimConfig, total_steps: int, shapes: Mapping[str, jax.ShapeDtypeStruct]
+    config: OptimConfig, total_steps: int, axes: Mapping[str, tuple[str, ...]]
 ) -> optax.GradientTransformation:
-    """Clip by global norm → AdamW (decay on matrices only) → LR multipliers by parameter name."""
-    decay_mask = {name: len(shape.shape) > 1 for name, shape in shapes.items()}
-    multipliers = resolve_multipliers(config.lr_multipliers, list(shapes))
+    """Clip by global norm → AdamW (decay on matrices only) → LR multipliers by parameter name.
+
+    axes: logical axis names of every parameter. A stack of vectors (`layers`, …) is not a matrix.
+    """
+    decay_mask = {name: len(set(names) - {"layers"}) > 1 for name, names in axes.items()}
+    multipliers = resolve_multipliers(config.lr_multipliers, list(axes))
     clip = (
         optax.clip_by_global_norm(config.grad_clip_norm)
         if config.grad_clip_norm > 0

@@ -21,11 +21,12 @@ from vitscale.parallel.rules import parameter_shardings
 class TrainState:
     """Everything a step changes; the same tree holds arrays, their shapes, or their shardings.
 
-    Randomness is a function of (seed, example), so there is no RNG to keep.
+    Randomness is a function of (seed, example) or (seed, step), so there is no RNG to keep.
     """
 
     step: Any  # [] int32: steps done
     params: dict[str, Any]  # float32 masters
+    statistics: dict[str, Any]  # running statistics of BatchNorm, float32; empty without it
     opt_state: Any
 
 
@@ -33,8 +34,10 @@ def init_state(
     definition: ModelDefinition, optimizer: optax.GradientTransformation, seed: int | Array
 ) -> TrainState:
     """A fresh state. Pure: jit it with `out_shardings` and it is born sharded."""
-    params = definition.init(seed)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    variables = definition.init(seed)
+    params = {name: variables[name] for name in definition.shapes()}
+    statistics = {name: variables[name] for name in definition.statistics_shapes()}
+    return TrainState(jnp.zeros((), jnp.int32), params, statistics, optimizer.init(params))
 
 
 def abstract_state(
@@ -62,4 +65,5 @@ def state_shardings(
         transform_non_params=lambda _: everywhere,
         is_leaf=lambda x: isinstance(x, NamedSharding),
     )
-    return TrainState(everywhere, params, opt_state)
+    statistics = {name: everywhere for name in definition.statistics_shapes()}
+    return TrainState(everywhere, params, statistics, opt_state)

@@ -1,0 +1,154 @@
+"""Parts that every block is made of, and the two layouts of a stack of blocks (one entry a layer, or stacked).
+
+Parameters are float32 and carry what their axes mean in the metadata key `axes` (names that
+`vitscale.parallel.rules` maps to mesh axes); activations are computed in `dtype`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+BLOCKS = "backbone/blocks/"
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    axes: tuple[str, str],
+    dtype: Any,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A dense layer, Xavier-uniform as in the ViT paper's code."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_init=nnx.initializers.xavier_uniform(),
+        rngs=rngs,
+        kernel_metadata={"axes": axes},
+        bias_metadata={"axes": axes[1:]},
+    )
+
+
+def layer_norm(
+    width: int, epsilon: float, dtype: Any, rngs: nnx.Rngs, axis: str = "embed"
+) -> nnx.LayerNorm:
+    # nnx computes mean and variance in float32 whatever `dtype` is.
+    return nnx.LayerNorm(
+        width,
+        epsilon=epsilon,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        rngs=rngs,
+        scale_metadata={"axes": (axis,)},
+        bias_metadata={"axes": (axis,)},
+    )
+
+
+class Mlp(nnx.Module):
+    """Dense → GELU → dense, or SwiGLU (Shazeer, 2020, arXiv 2002.05202): out(silu(gate(x)) * hidden(x))."""
+
+    def __init__(
+        self, kind: str, width: int, hidden: int, dropout_rate: float, dtype: Any, rngs: nnx.Rngs
+    ) -> None:
+        self.kind, self.dropout_rate = kind, dropout_rate
+        self.hidden = linear(width, hidden, ("embed", "mlp"), dtype, rngs)
+        if kind == "swiglu":
+            self.gate = linear(width, hidden, ("embed", "mlp"), dtype, rngs)
+        self.out = linear(hidden, width, ("mlp", "embed"), dtype, rngs)
+
+    def __call__(self, x: Float[Array, "*N D"], key: Array | None = None) -> Float[Array, "*N D"]:
+        hidden = self.hidden(x)
+        # The backward pass recomputes the activation from its input. Otherwise XLA keeps both input and output of
+        # GELU in memory: 30 % of all bytes of a B/16 step outside matrix products (docs/performance.md).
+        if self.kind == "swiglu":
+            hidden = jax.checkpoint(_gated)(self.gate(x), hidden)
+        else:
+            hidden = jax.checkpoint(_gelu_tanh if self.kind == "gelu_tanh" else _gelu_erf)(hidden)
+        return self.out(dropout(hidden, self.dropout_rate, key))
+
+
+def _gelu_tanh(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _gelu_erf(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gated(gate: Array, x: Array) -> Array:
+    return jax.nn.silu(gate) * x
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Zeroes elements with probability `rate` and scales the rest by 1 / (1 - rate); without a key, the identity."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def drop_path(
+    branch: Float[Array, "BN D"], batch: int, rate: Float[Array, ""] | None, key: Array | None
+) -> Float[Array, "BN D"]:
+    """Stochastic depth (Huang et al., 2016, arXiv 1603.09382): the branch of a whole example is dropped, or scaled."""
+    if key is None or rate is None:
+        return branch
+    keep = jax.random.bernoulli(key, 1 - rate, (batch, 1, 1)).astype(jnp.float32) / (1 - rate)
+    by_example = branch.reshape(batch, -1, branch.shape[-1])
+    return (by_example * keep.astype(branch.dtype)).reshape(branch.shape)
+
+
+def split_key(key: Array | None, count: int) -> list[Array | None]:
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """From `backbone/blocks/3/…` by layer to `backbone/blocks/…` with a leading layer axis (`scan_layers`)."""
+    pattern = re.compile(re.escape(BLOCKS) + r"(\d+)/(.*)")
+    stacked: dict[str, Any] = {}
+    layers: dict[str, dict[int, Any]] = {}
+    for name, value in params.items():
+        if match := pattern.fullmatch(name):
+            layers.setdefault(BLOCKS + match[2], {})[int(match[1])] = value
+        else:
+            stacked[name] = value
+    for name, by_layer in layers.items():
+        stacked[name] = _stack([by_layer[i] for i in range(len(by_layer))])
+    return stacked
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `stack_layers`; parameters that are by layer already stay as they are."""
+    pattern = re.compile(re.escape(BLOCKS) + r"(?!\d+/)(.*)")
+    unstacked: dict[str, Any] = {}
+    for name, value in params.items():
+        if match := pattern.fullmatch(name):
+            unstacked |= {
+                f"{BLOCKS}{i}/{match[1]}": layer for i, layer in enumerate(_unstack(value))
+            }
+        else:
+            unstacked[name] = value
+    return unstacked
+
+
+def _stack(layers: list[Any]) -> Any:
+    first = layers[0]
+    if isinstance(first, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((len(layers), *first.shape), first.dtype)
+    return np.stack(layers) if isinstance(first, np.ndarray) else jnp.stack(layers)
+
+
+def _unstack(value: Any) -> list[Any]:
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return [jax.ShapeDtypeStruct(value.shape[1:], value.dtype)] * value.shape[0]
+    return [value[i] for i in range(value.shape[0])]

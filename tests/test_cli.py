@@ -10,7 +10,7 @@ import pytest
 from vitscale.cli import main, make_parser
 from vitscale.config_loading import to_json
 
-COMMANDS = ["demo", "shop", "prep", "train", "eval", "embed", "compare", "launch"]
+COMMANDS = ["demo", "shop", "prep", "train", "eval", "embed", "compare", "convert", "launch"]
 
 
 @pytest.fixture

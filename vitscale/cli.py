@@ -71,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_eval,
         _add_embed,
         _add_compare,
+        _add_convert,
         _add_launch,
     ):
         add(commands)
@@ -402,6 +403,31 @@ def _compare(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if arguments.output:
         write_comparison(arguments.output, rows, str(a), str(b))
         print(f"wrote {arguments.output}/compare.html")
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    from vitscale.cli_convert import add_actions
+
+    parser = _command(
+        commands,
+        "convert",
+        _convert,
+        "import public weights (big_vision, timm, Hugging Face), or export a checkpoint",
+        """
+        vitscale convert import --format timm --input model.safetensors --model vit_base_patch16_224 --output runs/b16
+        vitscale convert export --format stablehlo --checkpoint runs/b16 --output runs/served
+        """,
+        takes_overrides=True,
+    )
+    add_actions(parser)
+
+
+def _convert(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _start_jax()
+    _log_stages()
+    from vitscale.cli_convert import convert
+
+    convert(arguments, overrides)
 
 
 def _add_launch(commands: argparse._SubParsersAction) -> None:

@@ -1,4 +1,4 @@
-"""What backbones ask of the trainer: batch statistics, dropout keys, sampled patch sizes, other layouts to start from."""
+"""What backbones ask of the trainer: batch statistics, dropout keys, sampled patch sizes, other layouts."""
 
 import dataclasses
 

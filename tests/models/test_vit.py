@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxpr_tools import equations
+from jaxpr_tools import activation_products, equations
 
 from vitscale.config import ModelConfig, TaskConfig
 from vitscale.errors import UserError
@@ -110,7 +110,7 @@ def test_bf16_compute_reaches_every_submodule_and_masters_stay_f32(pooling, posi
         return model.logits(model(images))
 
     jaxpr = jax.make_jaxpr(forward)(definition.init(0), jnp.ones((2, 16, 16, 3), jnp.bfloat16))
-    products = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
+    products = activation_products(jaxpr)
     assert len(products) > 10
     assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype("bfloat16")}
     logits = forward(definition.init(0), jnp.ones((2, 16, 16, 3), jnp.bfloat16))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax._src.ad_checkpoint import saved_residuals
-from jaxpr_tools import equations
+from jaxpr_tools import activation_products
 
 from vitscale.config import ModelConfig, TaskConfig
 from vitscale.errors import UserError
@@ -265,7 +265,7 @@ def test_bf16_reaches_every_product_whatever_the_options(variant):
     forward = lambda p, x: definition.merge(p)(x)["kind"]  # noqa: E731
     inputs = jax.ShapeDtypeStruct((2, 16, 24, 3), jnp.bfloat16)
     jaxpr = jax.make_jaxpr(forward)(definition.shapes(), inputs)
-    products = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
+    products = activation_products(jaxpr)
     assert len(products) > 15
     assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype("bfloat16")}
 

@@ -18,8 +18,8 @@ pytestmark = [
 ]
 
 BATCH, DEPTH = 512, 4
-# Measured 48.1, 75.3 and 14.5 MB an image and 10.5 GiB (jax 0.10.2), and 3 % more.
-OVERHEAD_MB, MATMUL_MB, ATTENTION_MB, MEMORY_GIB = 49.5, 77.6, 15.0, 10.9
+# Measured 40.9, 76.5 and 14.5 MB an image and 10.5 GiB (jax 0.10.2), and 3 % more.
+OVERHEAD_MB, MATMUL_MB, ATTENTION_MB, MEMORY_GIB = 42.1, 78.8, 15.0, 10.9
 MB = 10**6
 
 
@@ -59,6 +59,10 @@ def test_attention_is_cudnn_and_products_are_those_of_the_formula(step):
     # A layer has four projections and two MLP products, each with two more backwards; the head has three in all, the
     # patch embedding two: images need no gradient.
     assert kinds["matmul"].count == 3 * 6 * DEPTH + 2 + 3
+
+
+def test_no_parameter_is_copied(step):
+    assert step.traffic()["copy"].bytes < MB
 
 
 def test_memory_stays_in_budget(step):

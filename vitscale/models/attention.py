@@ -69,15 +69,42 @@ class Attention(nnx.Module):
         implementation: see `attend`. rotations: of `vitscale.models.positions.rope2d`.
         """
         heads = (batch, x.shape[0] // batch, self.num_heads, x.shape[1] // self.num_heads)
-        queries, keys = self.query(x).reshape(heads), self.key(x).reshape(heads)
-        values = self.value(x).reshape(heads)
+        for_queries, for_keys, for_values = _fan_out(x)
+        queries = self.query(for_queries).reshape(heads)
+        keys = self._keys(for_keys, has_positions=rotations is not None).reshape(heads)
+        values = (for_values @ self.value.kernel[...].astype(x.dtype)).reshape(heads)
         if self.has_qk_norm:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         if rotations is not None:
             queries, keys = rotate(queries, rotations), rotate(keys, rotations)
         core = functools.partial(attend, valid=valid, implementation=implementation)
         attended = (jax.checkpoint(core) if self.recompute else core)(queries, keys, values)
-        return dropout(self.out(attended.reshape(x.shape)), self.dropout_rate, key)
+        return dropout(self._project(attended.reshape(x.shape)), self.dropout_rate, key)
+
+    def _keys(self, x: Array, has_positions: bool) -> Array:
+        """The key bias adds the same to all scores of a query, and softmax cancels it: its gradient is rounding
+        noise, which Adam would scale up to full steps. Rotations and norms end that, and there it is trained."""
+        bias = self.key.bias[...]
+        if not has_positions and not self.has_qk_norm:
+            bias = jax.lax.stop_gradient(bias)
+        return x @ self.key.kernel[...].astype(x.dtype) + bias.astype(x.dtype)
+
+    def _project(self, attended: Array) -> Array:
+        """out(attended + value bias): each row's weights sum to 1, so the bias passes attention unchanged. Added to
+        the output's bias its gradient is a small product, not a pass over the values' gradients."""
+        kernel = self.out.kernel[...]
+        bias = self.out.bias[...] + self.value.bias[...] @ kernel
+        return attended @ kernel.astype(attended.dtype) + bias.astype(attended.dtype)
+
+
+@jax.custom_vjp
+def _fan_out(x: Array) -> tuple[Array, Array, Array]:
+    """x three times. The gradients are added right to left: in this order cuBLASLt adds each to the product before
+    it (beta = 1), and no kernel of its own does."""
+    return x, x, x
+
+
+_fan_out.defvjp(lambda x: ((x, x, x), None), lambda _, g: (g[0] + (g[1] + g[2]),))
 
 
 def attend(

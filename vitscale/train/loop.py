@@ -42,6 +42,10 @@ CONFIG_FILE, CLASSES_FILE, REJECTS_FILE = "config.json", "classes.json", "reject
 # What may change between two starts of one run: where and how it runs, not what it computes.
 FREE_KEYS = ("mesh", "log", "checkpoint", "data.root", "data.num_threads", "data.prefetch_batches")
 
+# cuBLASLt adds biases and residuals and applies GELU while a product is still in registers; XLA's Triton products
+# leave that to kernels of their own: 70 % more bytes outside products for B/16 (docs/performance.md).
+GPU_COMPILER_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -155,8 +159,10 @@ def build(definition: ModelDefinition, config: TrainConfig, mesh: Mesh) -> Setup
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return pure_step(state, batch, patch_size)
 
+    on_gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
     step = jax.jit(
         step_on_mesh,
+        compiler_options=GPU_COMPILER_OPTIONS if on_gpu else None,
         static_argnums=2,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
@@ -121,6 +122,8 @@ def attend(
     """
     if implementation == "tpu_flash":
         return _tpu_flash(queries, keys, values, valid)
+    if implementation == "xla" and jax.default_backend() == "cpu":
+        return _head_major(queries, keys, values, valid)
     lengths = None
     if valid < queries.shape[1]:
         lengths = jnp.full(queries.shape[0], valid, jnp.int32)
@@ -132,6 +135,27 @@ def attend(
         key_value_seq_lengths=lengths,
         implementation="cudnn" if implementation == "cudnn" else "xla",
     )
+
+
+def _head_major(queries: Array, keys: Array, values: Array, valid: int) -> Array:
+    """The same with all heads of all examples as one batch of matrices.
+
+    XLA's CPU backend runs products that are already in this layout 10 % faster (a whole ViT-Ti step) than those of
+    `jax.nn.dot_product_attention`.
+    """
+    batch, tokens, heads, head_dim = queries.shape
+
+    def split(x: Array) -> Array:
+        return x.transpose(0, 2, 1, 3).reshape(batch * heads, tokens, head_dim)
+
+    precise = {"preferred_element_type": jnp.float32}  # scores and softmax in float32, as jax does
+    scores = jnp.einsum("bqd,bkd->bqk", split(queries), split(keys), **precise)
+    scores = scores * np.float32(head_dim**-0.5)
+    if valid < tokens:
+        scores = jnp.where(jnp.arange(tokens) < valid, scores, -np.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    attended = jnp.einsum("bqk,bkd->bqd", weights, split(values))
+    return attended.reshape(batch, heads, tokens, head_dim).transpose(0, 2, 1, 3)
 
 
 def _tpu_flash(queries: Array, keys: Array, values: Array, valid: int) -> Array:

@@ -31,7 +31,7 @@ demo: $(VENV)/.demo
 	$(BIN)/vitscale demo --workdir $(WORKDIR) --size $(SIZE)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -7,6 +7,7 @@ recomputation: Chowdhery et al., 2022 (PaLM, arXiv 2204.02311), appendix B.
 from __future__ import annotations
 
 import math
+import re
 import time
 
 import jax
@@ -92,16 +93,30 @@ def _patches(config: ModelConfig, patch_size: int | None) -> int:
     return (height // patch) * (width // patch)
 
 
-def device_peak_flops() -> float:
-    """Peak FLOP/s of one device: the data sheet's for accelerators; for a CPU, the best of a few matrix products.
+def num_parameters(definition: ModelDefinition, pattern: str = "") -> int:
+    """How many parameters a model has, or those of them whose name matches a regular expression."""
+    shapes = definition.shapes().items()
+    return sum(math.prod(s.shape) for name, s in shapes if re.search(pattern, name))
 
-    The CPU's peak is split over the fake devices that share it.
-    """
-    device = jax.devices()[0]
+
+def data_sheet_peak(device_kind: str) -> float | None:
+    """Dense bf16 FLOP/s of a device by the name that its driver reports; None for an unknown one."""
     # The longest name first: "TPU v5 lite" is not a "TPU v5".
     for name in sorted(PEAK_BF16, key=len, reverse=True):
-        if device.device_kind.startswith(name):
+        if device_kind.startswith(name):
             return PEAK_BF16[name]
+    return None
+
+
+def device_peak_flops() -> float:
+    """Peak FLOP/s of one device: the data sheet's for accelerators; else the best of a few matrix products, now.
+
+    A CPU's peak is split over the fake devices that share it.
+    """
+    device = jax.devices()[0]
+    known = data_sheet_peak(device.device_kind)
+    if known is not None:
+        return known
     return _measured_matmul_flops() / (jax.local_device_count() if device.platform == "cpu" else 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from vitscale.data.loader import Batch, TrainLoader
 from vitscale.data.sources import Source, collect_classes, open_source
 from vitscale.errors import Preempted, UserError
 from vitscale.models.adapt import adapt, compare_shapes
-from vitscale.models.flops import device_peak_flops, train_flops
+from vitscale.models.flops import device_peak_flops, num_parameters, train_flops
 from vitscale.models.multitask import ModelDefinition, check_model, define_model
 from vitscale.models.weights import (
     find_step,
@@ -38,6 +39,7 @@ from vitscale.train.optim import make_optimizer, make_schedule
 from vitscale.train.state import TrainState, abstract_state, init_state, state_shardings
 from vitscale.train.step import Step, make_step, sample_patch_size
 
+logger = logging.getLogger(__name__)
 CONFIG_FILE, CLASSES_FILE, REJECTS_FILE = "config.json", "classes.json", "rejects.jsonl"
 # What may change between two starts of one run: where and how it runs, not what it computes.
 FREE_KEYS = ("mesh", "log", "checkpoint", "data.root", "data.num_threads", "data.prefetch_batches")
@@ -65,6 +67,12 @@ def train(config: TrainConfig, workdir: Path) -> TrainState:
     classes, sources = open_data(config.data)
     definition = define_model(config.model, config.tasks, classes)
     claim_workdir(workdir, config, classes)
+    logger.info(
+        "model: %s, %.4g M parameters, %.4g GFLOP an image and training step",
+        config.model.variant,
+        num_parameters(definition) / 1e6,
+        train_flops(definition) / 1e9,
+    )
     setup = build(definition, config, mesh)
     loader = make_loader(config, sources)
     try:

@@ -75,14 +75,16 @@ def training_config(
     return from_mapping(TrainConfig, tree)
 
 
-def compile_step(config: TrainConfig, classes: int, target: str) -> Program:
+def compile_step(
+    config: TrainConfig, classes: int, target: str, options: Mapping[str, Any] | None = None
+) -> Program:
     """The step that `vitscale train` jits, compiled for one `target` GPU."""
     definition = define_model(config.model, config.tasks, {TASK: ["class"] * classes})
     setup = build(definition, config, make_mesh(config.mesh, gpu_topology(target)))
     state = abstract_state(definition, setup.optimizer)
     with assume_cudnn():
         lowered = setup.step.lower(state, abstract_batch(config), None)
-    return compile_program(lowered, config.data.global_batch_size)
+    return compile_program(lowered, config.data.global_batch_size, options)
 
 
 def abstract_batch(config: TrainConfig) -> dict[str, Any]:
@@ -163,6 +165,11 @@ def main() -> None:
     parser.add_argument("--target", choices=sorted(TARGETS), default="h200")
     parser.add_argument("--top", type=int, default=20)
     parser.add_argument("--rival", choices=["plain"], help="a textbook ViT, in the same run")
+    parser.add_argument(
+        "--triton",
+        action="store_true",
+        help="XLA's default products instead of the trainer's choice",
+    )
     parser.add_argument("--dump", help="write the optimised HLO to this file")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. model.remat=full"
@@ -170,7 +177,8 @@ def main() -> None:
     arguments = parser.parse_args()
     config = training_config(arguments.model, arguments.batch, arguments.image_size, arguments.set)
     gpu = TARGETS[arguments.target]
-    program = compile_step(config, arguments.classes, arguments.target)
+    options = {"xla_gpu_enable_triton_gemm": True} if arguments.triton else None
+    program = compile_step(config, arguments.classes, arguments.target, options)
     figures = {"vitscale": report("vitscale", program, gpu)}
     print_top(program, arguments.top)
     if arguments.dump:

@@ -5,10 +5,12 @@
 
 Rivals: `plain`, the same ViT written plainly in jnp (benchmarks/plain_vit.py); `timm`, under torch.compile with bf16
 autocast, fused AdamW and flash attention on a GPU, eager in float32 on a CPU; `malloc`, ours with glibc's default
-memory settings (vitscale.parallel.host_memory). Every side is a process of its own; sides take turns for `--rounds`
-rounds, and the fastest step of each counts, so that a busy machine slows all of them alike. Prints a table and one
-JSON line: images/s, MFU (model FLOPs over the device's dense bf16 peak; a CPU's peak is measured in float32), peak
-memory, seconds to trace and compile the step (timm: its first step), and the ratio of our rate to each rival's.
+memory settings (vitscale.parallel.host_memory); `dot_product_attention`, ours on a CPU with jax.nn's attention.
+
+Every side is a process of its own; sides take turns for `--rounds` rounds, and the fastest step of each counts, so that
+a busy machine slows all of them alike. Prints a table and one JSON line: images/s, MFU (model FLOPs over the device's
+dense bf16 peak; a CPU's peak is measured in float32), peak memory, seconds to trace and compile the step (timm: its
+first step), and the ratio of our rate to each rival's.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 CLASSES = 1000
-RIVALS = ("plain", "timm", "malloc")
+RIVALS = ("plain", "timm", "malloc", "dot_product_attention")
 TIMM_NAMES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"}
 
 
@@ -66,6 +68,10 @@ def measure_jax(side: str, arguments: argparse.Namespace) -> dict[str, float]:
         keep_freed_memory()
     import jax
 
+    if side == "dot_product_attention":
+        from vitscale.models import attention
+
+        attention._head_major = lambda q, k, v, _: jax.nn.dot_product_attention(q, k, v)
     on_gpu = jax.default_backend() != "cpu"
     dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
     config = training_config(arguments, dtype)

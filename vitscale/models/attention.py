@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from vitscale.errors import UserError
-from vitscale.models.layers import dropout, layer_norm, linear
+from vitscale.models.layers import LayerNorm, bias_of, dropout, linear
 from vitscale.models.positions import rotate
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ class Attention(nnx.Module):
         self.has_qk_norm = qk_norm_eps is not None
         if qk_norm_eps is not None:
             head_dim = width // num_heads
-            self.query_norm = layer_norm(head_dim, qk_norm_eps, dtype, rngs, "head_dim")
-            self.key_norm = layer_norm(head_dim, qk_norm_eps, dtype, rngs, "head_dim")
+            self.query_norm = LayerNorm(head_dim, qk_norm_eps, dtype, "head_dim")
+            self.key_norm = LayerNorm(head_dim, qk_norm_eps, dtype, "head_dim")
 
     def __call__(
         self,
@@ -85,7 +85,7 @@ class Attention(nnx.Module):
     def _keys(self, x: Array, has_positions: bool) -> Array:
         """The key bias adds the same to all scores of a query, and softmax cancels it: its gradient is rounding
         noise, which Adam would scale up to full steps. Rotations and norms end that, and there it is trained."""
-        bias = self.key.bias[...]
+        bias = bias_of(self.key)
         if not has_positions and not self.has_qk_norm:
             bias = jax.lax.stop_gradient(bias)
         return x @ self.key.kernel[...].astype(x.dtype) + bias.astype(x.dtype)
@@ -94,7 +94,7 @@ class Attention(nnx.Module):
         """out(attended + value bias): each row's weights sum to 1, so the bias passes attention unchanged. Added to
         the output's bias its gradient is a small product, not a pass over the values' gradients."""
         kernel = self.out.kernel[...]
-        bias = self.out.bias[...] + self.value.bias[...] @ kernel
+        bias = bias_of(self.out) + bias_of(self.value) @ kernel
         return attended @ kernel.astype(attended.dtype) + bias.astype(attended.dtype)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitscale.models.layers import Mlp, layer_norm, linear
+from vitscale.models.layers import LayerNorm, Mlp, linear
 from vitscale.models.vit_shape import ViTSize
 
 
@@ -30,7 +30,7 @@ class MapHead(nnx.Module):
         self.key = linear(width, width, ("embed", "heads"), dtype, rngs)
         self.value = linear(width, width, ("embed", "heads"), dtype, rngs)
         self.out = linear(width, width, ("heads", "embed"), dtype, rngs)
-        self.norm = layer_norm(width, norm_eps, dtype, rngs)
+        self.norm = LayerNorm(width, norm_eps, dtype)
         self.mlp = Mlp(mlp, width, size.mlp_dim, 0.0, dtype, rngs)
 
     def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from vitscale.config import ModelConfig
 from vitscale.models.attention import Attention, announce, choose_attention, padded_tokens
 from vitscale.models.features import Features
-from vitscale.models.layers import Mlp, drop_path, dropout, layer_norm, linear, split_key
+from vitscale.models.layers import LayerNorm, Mlp, bias_of, drop_path, dropout, linear, split_key
 from vitscale.models.pooling import MapHead
 from vitscale.models.positions import rope2d, sincos2d
 from vitscale.models.resize import resize_patch_kernel, resize_position_embedding
@@ -29,7 +29,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, shape: ViTShape, rngs: nnx.Rngs) -> None:
         width, dtype = shape.size.width, jnp.dtype(config.compute_dtype)
-        self.attention_norm = layer_norm(width, shape.norm_eps, dtype, rngs)
+        self.attention_norm = LayerNorm(width, shape.norm_eps, dtype)
         self.attention = Attention(
             width,
             shape.size.num_heads,
@@ -39,7 +39,7 @@ class Block(nnx.Module):
             dropout_rate=config.dropout,
             recompute=config.remat == "attention",
         )
-        self.mlp_norm = layer_norm(width, shape.norm_eps, dtype, rngs)
+        self.mlp_norm = LayerNorm(width, shape.norm_eps, dtype)
         self.mlp = Mlp(config.mlp, width, shape.size.mlp_dim, config.dropout, dtype, rngs)
         self.has_layer_scale = config.layer_scale is not None
         if config.layer_scale is not None:
@@ -94,7 +94,7 @@ class ViT(nnx.Module):
         if config.prefix_position:
             self.prefix_position = _normal(rngs, shape.prefix, width)
         self.blocks = _create_blocks(config, shape, rngs)
-        self.norm = layer_norm(width, shape.norm_eps, dtype, rngs)
+        self.norm = LayerNorm(width, shape.norm_eps, dtype)
         if config.pooling == "map":
             self.map = MapHead(shape.size, config.mlp, shape.norm_eps, dtype, rngs)
         if config.representation_size:
@@ -132,10 +132,7 @@ class ViT(nnx.Module):
         kernel = resize_patch_kernel(
             self.patch_embedding.kernel[...], self.shape.patch, patch
         ).astype(self.dtype)
-        bias = self.patch_embedding.bias
-        x = patchify(images, patch) @ kernel
-        if bias is not None:
-            x = x + bias[...].astype(self.dtype)
+        x = patchify(images, patch) @ kernel + bias_of(self.patch_embedding).astype(self.dtype)
         if self.config.position_embedding == "learned":
             table = self.position_embedding[...]
             x = x + resize_position_embedding(table, self.shape.grid, grid).astype(self.dtype)

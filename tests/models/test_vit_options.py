@@ -293,6 +293,7 @@ def test_presets_have_the_published_numbers_of_parameters():
         ({"prefix_position": True}, "set class_token"),
         ({"position_embedding": "sincos2d", "width": 30, "num_heads": 2}, "divides by 4"),
         ({"position_embedding": "rope2d", "width": 36, "num_heads": 6}, "to divide by 4"),
+        ({"pooling": "none"}, "choose gap, cls or map"),
         ({"cnn_norm": "group_ws"}, "is for CNNs"),
         ({"variant": "resnet50", "pooling": "map"}, "for ViTs only"),
     ],

@@ -21,6 +21,10 @@ from vitscale.models.vit_shape import resolve_shape
 
 Params = dict[str, Array]
 POOLED = "pooled"
+NO_POOLED = (
+    "model.pooling=none gives tokens only, and heads and embeddings need pooled features; "
+    "choose gap, cls or map."
+)
 
 
 def create_backbone(config: ModelConfig, *, rngs: nnx.Rngs) -> ViT | ResNet:
@@ -69,10 +73,7 @@ class MultiTaskModel(nnx.Module):
         extra = {} if patch_size is None else {"patch_size": patch_size}
         pooled = self.backbone(images, train=train, key=key, **extra).pooled
         if pooled is None:
-            raise UserError(
-                "model.pooling=none gives tokens only, and heads and embeddings need pooled features; "
-                "choose gap, cls or map."
-            )
+            raise UserError(NO_POOLED)
         outputs = {name: head(pooled) for name, head in self.heads.items()}
         return {POOLED: pooled.astype(jnp.float32), **outputs}
 
@@ -146,6 +147,8 @@ def define_model(
 ) -> ModelDefinition:
     """Checks the model's config and that every task's label field has classes, then the definition."""
     check_model(config)
+    if tasks and config.pooling == "none":
+        raise UserError(NO_POOLED)
     for task in tasks:
         if not classes.get(task.label_field):
             have = ", ".join(sorted(classes)) or "none at all"

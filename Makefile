@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 AOT := .venv-aot
+AOT_TPU := .venv-aot-tpu
 WORKDIR ?= runs/demo
 SIZE ?= tiny
 
-.PHONY: help demo test test-slow test-aot lint docs clean
+.PHONY: help demo test test-slow test-aot test-aot-tpu lint docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole loop on the generated catalogue -> $(WORKDIR)/report.html"
 	@echo "make test    the test suite (8 fake CPU devices)"
-	@echo "make test-aot  the HLO budgets: the step compiled for an H100, without one (0.6 GB of wheels more)"
+	@echo "make test-aot  HLO budgets, dtypes of reductions and the GPU recipe: compiled for H100s, without one (0.6 GB more)"
+	@echo "make test-aot-tpu  the recipes and their collectives: compiled for TPU pods, without one (1.4 GB)"
 	@echo "make lint    ruff, import directions, mypy"
 	@echo "make docs    the documentation site -> site/"
 
@@ -47,7 +49,18 @@ $(AOT)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 test-aot: $(AOT)/.ready
-	$(AOT)/bin/python -m pytest -m slow tests/parallel/test_hlo_budget.py
+	$(AOT)/bin/python -m pytest -s -m slow tests/parallel/test_hlo_budget.py \
+		tests/parallel/test_collectives.py tests/parallel/test_recipes.py
+
+# libtpu holds the TPU compiler and needs no TPU to compile (1.4 GB).
+$(AOT_TPU)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(AOT_TPU)
+	$(AOT_TPU)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[aot-tpu]' pytest pytest-timeout
+	@touch $@
+
+test-aot-tpu: $(AOT_TPU)/.ready
+	$(AOT_TPU)/bin/python -m pytest -s -m slow tests/parallel/test_recipes.py tests/parallel/test_collectives.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -59,4 +72,4 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(AOT) build site runs *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(AOT) $(AOT_TPU) build site runs *.egg-info .pytest_cache .ruff_cache .mypy_cache

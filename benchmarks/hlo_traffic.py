@@ -22,19 +22,24 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: the GPU is only compiled for
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # "no CUDA driver": known
 
 import jax
-import jax.numpy as jnp
 
 from vitscale.config import TrainConfig
 from vitscale.config_loading import apply_override, from_mapping
 from vitscale.models.flops import train_flops
 from vitscale.models.multitask import define_model
-from vitscale.parallel.aot import GIB, TARGETS, GpuTarget, assume_cudnn, gpu_topology
+from vitscale.parallel.aot import (
+    CHIPS,
+    GIB,
+    Chip,
+    assume_cudnn,
+    gpu_topology,
+    peak_memory,
+)
 from vitscale.parallel.hlo import Traffic, top, traffic
-from vitscale.parallel.mesh import make_mesh
-from vitscale.train.loop import GPU_COMPILER_OPTIONS, build
-from vitscale.train.state import abstract_state
+from vitscale.train.setup import GPU_COMPILER_OPTIONS, lower_step
 
 TASK = "concepts"
+GPUS = sorted(name for name, chip in CHIPS.items() if not chip.torus)
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def training_config(
         },
         "data": {"sources": [{"kind": "csv", "path": "none"}], "global_batch_size": batch},
         "tasks": [{"name": TASK, "kind": "multi_label"}],
-        "total_steps": 1000,
+        "duration": 1000,
     }
     for override in overrides:
         apply_override(tree, override, TrainConfig)
@@ -79,23 +84,9 @@ def compile_step(
     config: TrainConfig, classes: int, target: str, options: Mapping[str, Any] | None = None
 ) -> Program:
     """The step that `vitscale train` jits, compiled for one `target` GPU."""
-    definition = define_model(config.model, config.tasks, {TASK: ["class"] * classes})
-    setup = build(definition, config, make_mesh(config.mesh, gpu_topology(target)))
-    state = abstract_state(definition, setup.optimizer)
     with assume_cudnn():
-        lowered = setup.step.lower(state, abstract_batch(config), None)
+        _, lowered = lower_step(config, gpu_topology(target), {TASK: classes})
     return compile_program(lowered, config.data.global_batch_size, options)
-
-
-def abstract_batch(config: TrainConfig) -> dict[str, Any]:
-    """Shapes of `vitscale.data.loader.Batch.arrays()`."""
-    batch, labels = config.data.global_batch_size, config.data.max_labels
-    return {
-        "image": jax.ShapeDtypeStruct((batch, *config.model.image_hw, 3), jnp.uint8),
-        "position": jax.ShapeDtypeStruct((batch,), jnp.uint32),
-        "labels": {TASK: jax.ShapeDtypeStruct((batch, labels), jnp.int32)},
-        "weights": {TASK: jax.ShapeDtypeStruct((batch, labels), jnp.float32)},
-    }
 
 
 def compile_program(
@@ -104,19 +95,10 @@ def compile_program(
     start = time.perf_counter()
     compiled = lowered.compile(compiler_options=dict(options) if options else None)
     seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    return Program(
-        compiled.as_text(),
-        batch,
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes,
-        seconds,
-    )
+    return Program(compiled.as_text(), batch, peak_memory(compiled), seconds)
 
 
-def report(name: str, program: Program, gpu: GpuTarget) -> dict[str, Any]:
+def report(name: str, program: Program, gpu: Chip) -> dict[str, Any]:
     """Prints the table of one program; returns its figures."""
     rows: dict[str, Any] = {}
     bound = 0.0
@@ -125,8 +107,8 @@ def report(name: str, program: Program, gpu: GpuTarget) -> dict[str, Any]:
     for kind, total in program.traffic().items():
         if not total.count:
             continue
-        move = 1e3 * total.bytes / gpu.achieved_bytes_per_second
-        compute = 1e3 * total.flops / gpu.achieved_flops_per_second
+        move = 1e3 * total.bytes / gpu.achieved_bandwidth
+        compute = 1e3 * total.flops / gpu.achieved_flops
         bound += max(move, compute)
         print(
             f"  {kind:<12} {total.count:>7} {total.bytes / 1e9:>7.2f} {move:>17.1f}"
@@ -162,7 +144,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=10_000)
-    parser.add_argument("--target", choices=sorted(TARGETS), default="h200")
+    parser.add_argument("--target", choices=GPUS, default="h200")
     parser.add_argument("--top", type=int, default=20)
     parser.add_argument("--rival", choices=["plain"], help="a textbook ViT, in the same run")
     parser.add_argument(
@@ -176,7 +158,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config = training_config(arguments.model, arguments.batch, arguments.image_size, arguments.set)
-    gpu = TARGETS[arguments.target]
+    gpu = CHIPS[arguments.target]
     options = {"xla_gpu_enable_triton_gemm": True} if arguments.triton else None
     program = compile_step(config, arguments.classes, arguments.target, options)
     figures = {"vitscale": report("vitscale", program, gpu)}

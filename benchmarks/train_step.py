@@ -44,7 +44,7 @@ def training_config(arguments: argparse.Namespace, compute_dtype: str) -> Any:
             "global_batch_size": arguments.batch,
         },
         "tasks": [{"name": "concepts", "kind": "multi_label"}],
-        "total_steps": 1000,
+        "duration": 1000,
     }
     for override in arguments.set:
         apply_override(tree, override, TrainConfig)

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "total_steps": 3000,
+            "duration": 3000,
             "model": small_vit(image_size=64, width=128, depth=4),
             "data": {
                 "root": "../shared/data/clothing",
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
                 {"name": "label", "kind": "single_label", "label_smoothing": 0.1},
                 {"name": "embedding", "kind": "embedding", "field": "label", "embedding_dim": 64},
             ],
-            "optim": adamw(lr=1e-3, warmup_steps=200),
+            "optim": adamw(lr=1e-3, warmup=200),
             "checkpoint": {"every_steps": 1000},
         }
     )

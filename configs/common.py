@@ -1,6 +1,16 @@
-"""What the configs of this folder share: small ViTs that train in minutes on two CPU cores."""
+"""What the configs of this folder share: small ViTs for two CPU cores, and the parts of the pretraining recipes."""
 
 from ml_collections import ConfigDict
+
+# Pretraining recipes and the hardware that each is for. Tests compile every one of them ahead of time, and
+# `vitscale plan --config FILE --topology NAME` says the same about a config of yours.
+RECIPES = {
+    "configs/pretrain_vit_b16.py": "v5e:4x4",
+    "configs/pretrain_vit_l16.py": "v5e:16x16",
+    "configs/pretrain_vit_g14.py": "v5p:8x8x8",
+    "configs/pretrain_vit_h14.py": "4*v5e:16x16",
+    "configs/pretrain_vit_l16_h100.py": "h100:32",
+}
 
 
 def small_vit(image_size: int = 48, width: int = 96, depth: int = 3) -> ConfigDict:
@@ -16,7 +26,42 @@ def small_vit(image_size: int = 48, width: int = 96, depth: int = 3) -> ConfigDi
     )
 
 
-def adamw(lr: float, warmup_steps: int) -> ConfigDict:
+def adamw(lr: float, warmup: int) -> ConfigDict:
+    return ConfigDict({"lr": lr, "schedule": "cosine", "warmup": warmup, "weight_decay": 0.05})
+
+
+def weak_labels(global_batch_size: int) -> ConfigDict:
+    """The examples of `vitscale prep`; `--config.data.root=DIR` says where its output folder is."""
     return ConfigDict(
-        {"lr": lr, "schedule": "cosine", "warmup_steps": warmup_steps, "weight_decay": 0.05}
+        {
+            "root": "runs/prep",
+            "sources": [
+                # Rare labels are drawn more often: sampling weight = inverse square root of frequency (SWAG).
+                {
+                    "kind": "shards",
+                    "path": "shards",
+                    "split": "train",
+                    "sampling": "sampling_weight",
+                }
+            ],
+            "global_batch_size": global_batch_size,
+            "crop_min_area": 0.2,
+            "num_threads": 16,
+        }
+    )
+
+
+def weak_label_task(num_classes: int) -> ConfigDict:
+    """Softmax with target 1/k over the k labels of an image (SWAG, arXiv 2201.08371).
+
+    num_classes: of your `vitscale prep`; stated, so that a plan needs no data. From 8,192 classes on the loss is
+    computed on the shards of the classes.
+    """
+    return ConfigDict(
+        {
+            "name": "concepts",
+            "kind": "multi_label",
+            "loss": "softmax",
+            "num_classes": num_classes,
+        }
     )

@@ -43,7 +43,7 @@ def make_config(photos):
 
     def make(**changes) -> TrainConfig:
         tree = {
-            "total_steps": 12,
+            "duration": 12,
             "model": {"variant": "mu/8", "image_size": 16},
             "data": {
                 "root": str(photos),
@@ -63,7 +63,7 @@ def make_config(photos):
                 {"name": "shade", "kind": "ordinal"},
                 {"name": "embedding", "kind": "embedding", "field": "colour", "embedding_dim": 8},
             ],
-            "optim": {"lr": 3e-3, "warmup_steps": 2},
+            "optim": {"lr": 3e-3, "warmup": 2},
             "checkpoint": {"every_steps": 4, "keep": 2},
             "log": {"every_steps": 1, "tensorboard": False},
         }

@@ -10,7 +10,18 @@ import pytest
 from vitscale.cli import main, make_parser
 from vitscale.config_loading import to_json
 
-COMMANDS = ["demo", "shop", "prep", "train", "eval", "embed", "compare", "convert", "launch"]
+COMMANDS = [
+    "demo",
+    "shop",
+    "prep",
+    "train",
+    "eval",
+    "embed",
+    "compare",
+    "plan",
+    "convert",
+    "launch",
+]
 
 
 @pytest.fixture
@@ -50,13 +61,13 @@ def test_every_command_is_covered_here():
     [
         ("--config.optim.lrr=1e-3", r"unknown config key 'lrr' in optim: did you mean 'lr'\?"),
         ("--config.optim.lr=fast", r"optim.lr='fast' must be of type float"),
-        ("--config.total_steps=1.5", r"total_steps=1.5 must be of type int"),
+        ("--config.seed=1.5", r"seed=1.5 must be of type int"),
         (
             "--config.mesh.layout=fsdpp",
-            r"must be one of 'dp', 'fsdp', 'fsdp_tp'; did you mean 'fsdp'",
+            r"must be one of 'dp', 'fsdp', 'fsdp_tp', 'hybrid'; did you mean 'fsdp'",
         ),
         ("--config.tasks.7.weight=1", r"tasks has 3 entries"),
-        ("--config.total_steps", r"has no value"),
+        ("--config.duration", r"has no value"),
         ("--steps=3", r"unknown argument '--steps=3'"),
     ],
 )
@@ -123,10 +134,9 @@ def test_corrupt_jpegs_are_counted_and_too_many_are_an_error(capsys, tmp_path, p
 
 def test_train_eval_embed_and_compare(capsys, tmp_path, photos, config_file):
     runs = [tmp_path / "a", tmp_path / "b"]
-    for run, steps in zip(runs, (4, 30), strict=True):
-        assert (
-            main(["train", "--config", config_file(total_steps=steps), "--workdir", str(run)]) == 0
-        )
+    for run, steps, decay in zip(runs, (4, 30), (0.0, 0.5), strict=True):
+        config = config_file(duration=steps, optim__ema_decay=decay)
+        assert main(["train", "--config", config, "--workdir", str(run)]) == 0
     evaluation = tmp_path / "eval.py"
     evaluation.write_text(
         f"""
@@ -149,6 +159,13 @@ def get_config():
     assert metrics["r/P@1"]["n"] == 8
     assert set(metrics["r/P@1"]) == {"value", "low", "high", "n"}
     assert (runs[1] / "eval" / "report.html").is_file()
+    # A run with a moving average is measured with it as well.
+    averaged = json.loads((runs[1] / "eval" / "ema" / "metrics.json").read_text())
+    assert averaged.keys() == metrics.keys()
+    assert averaged != metrics
+    assert not (runs[0] / "eval" / "ema").exists()
+    raw_only = [*command[:-1], str(runs[0]), "--output", str(tmp_path / "no"), "--weights", "ema"]
+    assert "holds no moving average" in fails(capsys, *raw_only)
 
     compared = main(
         ["compare", *(str(r / "eval") for r in runs), "--output", str(tmp_path / "cmp")]

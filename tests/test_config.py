@@ -6,6 +6,7 @@ import dataclasses
 import json
 import string
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from vitscale.config import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
+    ParameterRule,
     RetrievalConfig,
     SourceConfig,
     TaskConfig,
@@ -32,10 +34,10 @@ import ml_collections
 
 def get_config(size="S"):
     c = ml_collections.ConfigDict()
-    c.total_steps = 100
+    c.duration = 100
     c.model = ml_collections.ConfigDict({"variant": size + "/16"})
     c.model.width = ml_collections.FieldReference(64)
-    c.optim = ml_collections.ConfigDict({"lr": 1, "lr_multipliers": {"^backbone/": 0.1}})
+    c.optim = ml_collections.ConfigDict({"lr": 1, "rules": [{"pattern": "^backbone/", "lr": 0.1}, {"pattern": ".*"}]})
     c.data = ml_collections.ConfigDict()
     c.data.sources = (
         dict(kind="csv", path="a.csv", fields=("label",)),
@@ -63,7 +65,7 @@ def test_a_file_becomes_dataclasses(config_file: str) -> None:
     assert config.data.sources[0] == SourceConfig("csv", "a.csv", fields=("label",))
     assert config.tasks[1] == TaskConfig("shade", "ordinal")
     assert isinstance(config.optim.lr, float)
-    assert config.optim.lr_multipliers == {"^backbone/": 0.1}
+    assert config.optim.rules == (ParameterRule("^backbone/", lr=0.1), ParameterRule(".*"))
     assert load(config_file + ":B").model.variant == "B/16"
 
 
@@ -71,7 +73,7 @@ def test_overrides(config_file: str) -> None:
     config = load(
         config_file,
         "optim.lr=3e-4",
-        "total_steps=7",
+        "duration=7",
         "data.flip=false",
         "data.sources.1.path=c=d.csv",
         "data.sources.0.fields=('x', 'y')",
@@ -79,11 +81,12 @@ def test_overrides(config_file: str) -> None:
         "tasks.1.weight=2",
         "model.width=None",
         "mesh.fsdp=4",
-        "optim.lr_multipliers={'head': 2}",
+        "optim.rules.0.lr=2",
+        "optim.warmup=5 percent",
         "init.include=",
     )
     assert config.optim.lr == 3e-4
-    assert config.total_steps == 7
+    assert config.duration == 7
     assert config.data.flip is False
     assert config.data.sources[1].path == "c=d.csv"
     assert config.data.sources[0].fields == ("x", "y")
@@ -91,15 +94,16 @@ def test_overrides(config_file: str) -> None:
     assert [task.weight for task in config.tasks] == [1, 2]
     assert config.model.width is None
     assert config.mesh == MeshConfig(fsdp=4)
-    assert config.optim.lr_multipliers == {"head": 2.0}
+    assert config.optim.rules[0] == ParameterRule("^backbone/", lr=2.0)
+    assert config.optim.warmup == "5 percent"
     assert config.init.include == ""
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("optim.learning_rat=1", ["'learning_rat'", "in optim", "it has lr"]),
-        ("optim.warmup_step=1", ["'warmup_step'", "did you mean 'warmup_steps'"]),
+        ("optim.learning_rat=1", ["'learning_rat'", "in optim", "it has name, lr"]),
+        ("optim.warmu=1", ["'warmu'", "did you mean 'warmup'"]),
         ("optimizer.lr=1", ["'optimizer'", "did you mean 'optim'"]),
         ("tasks.0.wieght=1", ["'wieght'", "in tasks.0", "did you mean 'weight'"]),
         ("tasks.2.weight=1", ["tasks has 2 entries"]),
@@ -107,15 +111,17 @@ def test_overrides(config_file: str) -> None:
         ("optim.lr.scale=1", ["optim.lr is a single value"]),
         ("optim.lr", ["--config.optim.lr=VALUE"]),
         ("optim.lr=fast", ["optim.lr='fast'", "float, not str"]),
-        ("total_steps=1.5", ["total_steps=1.5", "int, not float"]),
-        ("total_steps=True", ["total_steps=True", "int, not bool"]),
+        ("seed=1.5", ["seed=1.5", "int, not float"]),
+        ("seed=True", ["seed=True", "int, not bool"]),
         ("data.flip=1", ["data.flip=1", "bool, not int"]),
         ("optim.schedule=cosin", ["optim.schedule='cosin'", "'constant'", "did you mean 'cosine'"]),
         ("data.sources.0.fields=label", ["data.sources.0.fields must be a list", "'label'"]),
         ("data.sources=3", ["data.sources must be a list"]),
         ("data=3", ["data must be a mapping"]),
-        ("optim.lr_multipliers=3", ["optim.lr_multipliers must be a mapping"]),
-        ("total_steps=0", ["total_steps=0 must be at least 1"]),
+        ("optim.rules=3", ["optim.rules must be a list"]),
+        ("duration=1.5", ["duration='1.5'", "'90 epochs'"]),
+        ("optim.warmup=5 percents", ["optim.warmup='5 percents'", "'5 percent'"]),
+        ("duration=0", ["duration=0 must be at least one step"]),
         ("tasks.1.name=label", ["'label' is named twice"]),
         ("tasks.1.name=a b", ["'a b'", "letters"]),
         ("tasks=()", ["tasks is empty"]),
@@ -132,7 +138,7 @@ def test_mistakes_in_overrides(config_file: str, override: str, words: list[str]
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("def get_config(): return {'total_steps': 1}", "data is missing"),
+        ("def get_config(): return {'duration': 1}", "data is missing"),
         ("def get_config(): return {'data': {'source': []}}", "did you mean 'sources'"),
         ("def get_config(): return 3", "must be a mapping"),
         ("def get_config(): return {}['lr']", "cannot be run: KeyError: 'lr'"),
@@ -162,7 +168,7 @@ def test_a_config_may_hold_the_dataclasses_themselves(tmp_path: Path) -> None:
         "from vitscale.config import *\n"
         "def get_config():\n"
         "  source = SourceConfig('csv', 'a.csv')\n"
-        "  return dict(total_steps=1, data=DataConfig((source,)), tasks=[TaskConfig('a', 'ordinal')])\n"
+        "  return dict(duration=1, data=DataConfig((source,)), tasks=[TaskConfig('a', 'ordinal')])\n"
     )
     overrides = ["tasks.0.weight=3", "data.sources.0.split=test", "data.flip=False"]
     config = load_config(TrainConfig, str(path), overrides)
@@ -182,9 +188,77 @@ def test_eval_config() -> None:
         from_mapping(EvalConfig, {"knn": [knn, knn]})
 
 
+@dataclasses.dataclass(frozen=True)
+class Unions:
+    length: int | str = 1
+    maybe: int | str | None = 1
+    size: int | tuple[int, int] = 224
+    sizes: tuple[int, ...] | Literal["all", "none"] = ()
+
+
+def test_values_of_unions_keep_their_type() -> None:
+    values = {"length": "90 epochs", "maybe": "7", "size": [3, 4], "sizes": "all"}
+    assert from_mapping(Unions, values) == Unions("90 epochs", "7", (3, 4), "all")
+    assert from_mapping(Unions, {"length": 7, "maybe": None}) == Unions(7, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("7", 7),
+        ("-1_000", -1000),
+        ("90 epochs", "90 epochs"),
+        ("5%", "5%"),
+        ("1.5", "1.5"),
+        ("True", "True"),
+        ("(1, 2)", "(1, 2)"),
+        ("'7'", "'7'"),
+        ("None", "None"),
+        ("", ""),
+    ],
+)
+def test_an_override_of_int_or_str_is_an_int_where_it_can_be(text: str, expected: object) -> None:
+    tree: dict[str, object] = {}
+    apply_override(tree, f"length={text}", Unions)
+    apply_override(tree, f"maybe={text}", Unions)
+    config = from_mapping(Unions, tree)
+    assert config.length == expected
+    assert type(config.length) is type(expected)
+    assert config.maybe == (None if text in ("None", "") else expected)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "size=abc",
+            "size='abc' must be of type int or a list of 2 int values, not str.",
+        ),
+        ("size=True", "size=True must be of type int or a list of 2 int values, not bool."),
+        ("size=(1, 2, 3)", "size=[1, 2, 3] must be of type int or a list of 2 int values."),
+        (
+            "sizes=3",
+            "sizes=3 must be of type a list of int values or 'all' or 'none', not int.",
+        ),
+    ],
+)
+def test_a_value_that_no_form_of_a_union_takes(override: str, words: str) -> None:
+    tree: dict[str, object] = {}
+    apply_override(tree, override, Unions)
+    with pytest.raises(UserError) as caught:
+        from_mapping(Unions, tree)
+    assert str(caught.value) == words
+
+
+def test_a_float_in_a_config_file_is_no_int_or_str() -> None:
+    with pytest.raises(UserError, match=r"^length=1\.5 must be of type int or str, not float\.$"):
+        from_mapping(Unions, {"length": 1.5})
+
+
 names = st.text(string.ascii_letters, min_size=1, max_size=8)
 floats = st.floats(allow_nan=False, allow_infinity=False)
 positive = st.integers(1, 10**6)
+rules = st.lists(st.builds(ParameterRule, pattern=st.text(), lr=floats), max_size=2).map(tuple)
 sources = st.builds(
     SourceConfig,
     kind=st.sampled_from(["shards", "csv"]),
@@ -209,9 +283,15 @@ train_configs = st.builds(
         flip=st.booleans(),
     ),
     tasks=st.lists(tasks, min_size=1, max_size=3, unique_by=lambda task: task.name).map(tuple),
-    total_steps=positive,
+    duration=positive,
     model=st.builds(ModelConfig, width=st.none() | positive, image_size=positive),
-    optim=st.builds(OptimConfig, lr=floats, lr_multipliers=st.dictionaries(st.text(), floats)),
+    optim=st.builds(
+        OptimConfig,
+        lr=st.floats(0, 1e6),
+        rules=st.lists(st.builds(ParameterRule, pattern=st.text(), lr=floats), max_size=2).map(
+            tuple
+        ),
+    ),
     seed=st.integers(0, 2**32 - 1),
 )
 eval_configs = st.builds(

@@ -26,8 +26,8 @@ def test_config_is_valid(path):
 def test_real_photos_through_the_same_commands(tmp_path):
     run = tmp_path / "run"
     small = [
-        "--config.total_steps=2",
-        "--config.optim.warmup_steps=1",
+        "--config.duration=2",
+        "--config.optim.warmup=1",
         "--config.model.variant=mu/16",
     ]
     small += [

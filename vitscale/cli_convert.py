@@ -6,14 +6,23 @@ import argparse
 import re
 from pathlib import Path
 
+from vitscale.cli_common import add_weights, command, log_stages, start_jax
 from vitscale.errors import UserError
-
-IMPORT_FORMATS = ("big_vision", "timm", "hf", "safetensors")
-EXPORT_FORMATS = (*IMPORT_FORMATS, "stablehlo")
+from vitscale.models.convert.formats import EXPORT_FORMATS, IMPORT_FORMATS
 
 
-def add_actions(parser: argparse.ArgumentParser) -> None:
-    """Adds `import` and `export` below `vitscale convert`."""
+def add_convert(commands: argparse._SubParsersAction) -> None:
+    parser = command(
+        commands,
+        "convert",
+        _convert,
+        "import public weights (big_vision, timm, Hugging Face), or export a checkpoint",
+        """
+        vitscale convert import --format timm --input model.safetensors --model vit_base_patch16_224 --output runs/b16
+        vitscale convert export --format stablehlo --checkpoint runs/b16 --output runs/served
+        """,
+        takes_overrides=True,
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="import|export")
     _add_import(_action(actions, "import", "read a local file of public weights into a checkpoint"))
     _add_export(_action(actions, "export", "write a checkpoint for other libraries or for serving"))
@@ -70,6 +79,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         help="a file for big_vision, else a folder; must be new",
     )
     parser.add_argument("--task", help="the linear head to export, or none; default: the only one")
+    add_weights(parser)
 
 
 def _image_size(text: str) -> int | tuple[int, int]:
@@ -79,8 +89,9 @@ def _image_size(text: str) -> int | tuple[int, int]:
     return (int(match[1]), int(match[2])) if match[2] else int(match[1])
 
 
-def convert(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    """Runs the action."""
+def _convert(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    start_jax()
+    log_stages()
     if arguments.action == "import":
         _import(arguments, overrides)
     elif overrides:
@@ -132,7 +143,6 @@ def _export(arguments: argparse.Namespace) -> None:
     from vitscale.models.convert.exporting import export_weights
     from vitscale.models.weights import load_model
 
-    export_weights(
-        arguments.format, load_model(arguments.checkpoint), arguments.output, arguments.task
-    )
+    model = load_model(arguments.checkpoint, arguments.weights)
+    export_weights(arguments.format, model, arguments.output, arguments.task)
     print(f"wrote {arguments.output}")

@@ -174,12 +174,32 @@ def _convert_union(value: Any, args: tuple[Any, ...], path: str) -> Any:
     if value is None and type(None) in args:
         return None
     options = [arg for arg in args if arg is not type(None)]
-    for option in options[:-1]:
+    if len(options) == 1:
+        return _convert(value, options[0], path)
+    for option in options:
         try:
             return _convert(value, option, path)
         except UserError:
             continue
-    return _convert(value, options[-1], path)
+    forms = " or ".join(_form(arg) for arg in args)
+    # A list may be of the right type and still too long: then its type would be no explanation.
+    wrong = "" if isinstance(value, (list, tuple)) else f", not {type(value).__name__}"
+    raise UserError(f"{path}={value!r} must be of type {forms}{wrong}.")
+
+
+def _form(annotation: Any) -> str:
+    """What a message calls values of a type: "int", "a list of 2 int values"."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is type(None):
+        return "None"
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin is tuple:
+        count = "" if args[-1] is Ellipsis else f"{len(args)} "
+        return f"a list of {count}{_form(args[0])} values"
+    if dataclasses.is_dataclass(annotation) or isinstance(origin, type):
+        return "a mapping"
+    return annotation.__name__
 
 
 def _child_annotation(annotation: Any, key: str, where: str) -> Any:
@@ -199,28 +219,44 @@ def _child_annotation(annotation: Any, key: str, where: str) -> Any:
 
 
 def _strip_optional(annotation: Any) -> Any:
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        rest = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
-        if len(rest) == 1:
-            return rest[0]
-    return annotation
+    rest = [option for option in _options(annotation) if option is not type(None)]
+    return rest[0] if len(rest) == 1 else annotation
 
 
 def _parse_text(text: str, annotation: Any) -> Any:
-    """Reads the text of an override: strings stay as they are, everything else is a Python literal."""
-    target = _strip_optional(annotation)
-    optional = target is not annotation
-    if optional and text in ("None", "none", ""):
+    """Reads the text of an override: strings stay as they are, everything else is a Python literal.
+
+    Where a string is one of several forms (`int | str`), a literal of another form is that, and all else is text.
+    """
+    options = _options(annotation)
+    if type(None) in options and text in ("None", "none", ""):
         return None
-    origin = typing.get_origin(target)
-    if target is str or origin is Literal:
+    targets = [option for option in options if option is not type(None)]
+    if all(target is str or typing.get_origin(target) is Literal for target in targets):
         return text
-    if target is bool and text.lower() in ("true", "false"):
+    if bool in targets and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        return to_plain(ast.literal_eval(text))
+        value = to_plain(ast.literal_eval(text))
     except (ValueError, SyntaxError):
         return text  # the type check that follows says what is wrong with it
+    others = [target for target in targets if target is not str]
+    return value if others == targets or _is_one_of(value, others) else text
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _is_one_of(value: Any, annotations: Sequence[Any]) -> bool:
+    for annotation in annotations:
+        try:
+            _convert(value, annotation, "")
+        except UserError:
+            continue
+        return True
+    return False
 
 
 def _unknown_key(key: str, known: list[str], where: str) -> str:

@@ -118,8 +118,8 @@ def configure(name: str, data_root: Path, steps: int, seed: int, *overrides: str
         config_path(f"demo/{name}"),
         [
             f"data.root={data_root}",
-            f"total_steps={steps}",
-            f"optim.warmup_steps={max(steps // 10, 1)}",
+            f"duration={steps}",
+            f"optim.warmup={max(steps // 10, 1)}",
             f"seed={seed}",
             *overrides,
         ],

@@ -17,7 +17,7 @@ from vitscale.evals import plots, report
 from vitscale.evals.compare import read_per_query
 from vitscale.evals.report import GalleryRow, Picture, Section, Table
 from vitscale.evals.stats import Estimate, PairedDifference, paired_difference
-from vitscale.train.hooks import read_metrics
+from vitscale.train.metrics import read_metrics
 
 NAMES = {
     "random": "(a) random initialisation",

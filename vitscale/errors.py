@@ -10,3 +10,23 @@ class UserError(Exception):
 
 class Preempted(Exception):
     """A run was asked to stop (SIGTERM) and has saved its state: exit code 75, the same command goes on."""
+
+
+class PeerLost(Exception):
+    """Another process of the run has died or cannot be reached: exit code 76, the same command goes on."""
+
+
+class LaunchFailed(Exception):
+    """A process of a launch ended with an error. `code` is the exit code for the launcher itself."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class DoesNotFit(Exception):
+    """`vitscale plan` answers no: exit code 1."""
+
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped and saved
+EXIT_PEER_LOST = 76  # EX_PROTOCOL: goes on from the last checkpoint

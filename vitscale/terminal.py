@@ -20,13 +20,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     (console if console.is_terminal else Console(width=160)).print(table)
 
 
-def print_metrics(metrics: Mapping[str, Mapping[str, float | int | None]]) -> None:
+def print_metrics(
+    metrics: Mapping[str, Mapping[str, float | int | None]], title: str = "metrics"
+) -> None:
     """`metrics.json` with its intervals."""
     rows = [
         [name, format_value(m["value"]), format_interval(m["low"], m["high"]), str(m["n"])]
         for name, m in metrics.items()
     ]
-    print_table("metrics", ["metric", "value", "95 % interval", "n"], rows)
+    print_table(title, ["metric", "value", "95 % interval", "n"], rows)
 
 
 def format_value(value: float | int | None) -> str:

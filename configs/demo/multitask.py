@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "total_steps": 700,
+            "duration": 700,
             "model": small_vit(),
             "init": {"checkpoint": "", "include": "^backbone/"},
             "data": {
@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
                     "embedding_dim": 128,
                 },
             ],
-            "optim": adamw(lr=1e-3, warmup_steps=70),
+            "optim": adamw(lr=1e-3, warmup=70),
             "checkpoint": {"every_steps": 500},
         }
     )

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "total_steps": 2200,
+            "duration": 2200,
             "model": small_vit(),
             "data": {
                 "root": ".",  # a folder of `vitscale prep`
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             },
             # Softmax with target 1/k over the k labels of an image (SWAG).
             "tasks": [{"name": "concepts", "kind": "multi_label", "loss": "softmax"}],
-            "optim": adamw(lr=1.5e-3, warmup_steps=220),
+            "optim": adamw(lr=1.5e-3, warmup=220),
             "checkpoint": {"every_steps": 500},
         }
     )

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,16 +11,18 @@ import pytest
 from PIL import Image
 
 from vitscale.config import DataConfig, ModelConfig, SourceConfig, TaskConfig, TrainConfig
+from vitscale.data.loader import eval_batches
 from vitscale.data.sources import collect_classes, open_source
 from vitscale.errors import UserError
 from vitscale.evals.embed import (
     Embedder,
     EmbedOptions,
+    compile_apply,
     embed_source,
     read_embeddings,
     write_embeddings,
 )
-from vitscale.models.weights import random_model
+from vitscale.models.weights import load_model, random_model, write_model
 
 
 def jpeg(seed: int) -> bytes:
@@ -49,7 +52,7 @@ def model():
             TaskConfig(name="kind", kind="single_label"),
             TaskConfig(name="look", kind="embedding", field="kind", embedding_dim=8),
         ),
-        total_steps=1,
+        duration=1,
         model=ModelConfig(variant="mu/8", image_size=16),
     )
     return random_model(config.model, config.tasks, {"kind": ["bag", "hat"]}, seed=0)
@@ -81,6 +84,42 @@ def test_one_device_and_eight_agree_and_no_example_is_lost(catalogue, model):
     np.testing.assert_allclose(np.linalg.norm(one.outputs["look"], axis=1), 1, atol=1e-5)
     # Class names are sorted: bag 0, hat 1; an empty cell is no label.
     assert one.labels["kind"].tolist() == [[[1], [0], [-1]][i % 3] for i in range(21)]
+
+
+def test_a_cnn_takes_the_statistics_of_its_checkpoint(catalogue, tmp_path):
+    config, tasks = ModelConfig("resnet50", image_size=32), (TaskConfig("kind", "single_label"),)
+    classes = {"kind": ["bag", "hat"]}
+    fresh = random_model(config, tasks, classes).params
+    rng = np.random.default_rng(0)
+    running = {n: rng.uniform(0.5, 2, p.shape) for n, p in fresh.items() if n.endswith("/var")}
+    assert len(running) == 53
+    write_model(tmp_path / "run", config, tasks, classes, {**fresh, **running})
+    model, source = load_model(tmp_path / "run"), opened(catalogue)
+    embedded = embed_source(model, source, ["pooled"], options=EmbedOptions(batch_size=8))
+    assert embedded.outputs["pooled"].shape == (21, 2048)
+
+    reading = dict(max_labels=1, max_image_pixels=10**6, max_reject_fraction=0.0)
+    batches = eval_batches(source, batch_size=3, image_size=(32, 32), fields=(), **reading)
+    images = next(batches).image
+    apply, _ = compile_apply(model, ["pooled"], jax.local_devices()[:1])
+    # With statistics of the batch, three examples would come out otherwise than among eight.
+    three = apply(model.params, images)["pooled"]
+    largest = float(np.abs(three).max())
+    np.testing.assert_allclose(embedded.outputs["pooled"][:3], three, atol=1e-4 * largest)
+    assert np.abs(apply(fresh, images)["pooled"] - three).max() > 0.1 * largest
+
+
+def test_the_mesh_is_known_while_the_model_is_traced(model):
+    seen = []
+
+    def apply(params, images):
+        seen.append(jax.sharding.get_abstract_mesh().axis_names)
+        return model.apply(params, images)
+
+    traced = SimpleNamespace(apply=apply)
+    compiled, _ = compile_apply(traced, ["pooled"], jax.local_devices())
+    compiled.lower(model.params, np.zeros((8, 16, 16, 3), np.uint8))
+    assert seen == [("data",)]
 
 
 def test_progress_ends_at_the_whole(catalogue, model):

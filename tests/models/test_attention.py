@@ -45,6 +45,24 @@ def test_tpu_flash_pads_to_its_blocks_without_changing_the_result():
     np.testing.assert_allclose(ours[:, :35], theirs, atol=2e-3)
 
 
+def test_gradients_of_tpu_flash_are_those_of_xla():
+    q, k, v = qkv(37, batch=1, heads=2, dim=128)
+    weights = np.random.default_rng(1).standard_normal((1, 35, 2, 128)).astype(np.float32)
+
+    def gradients(implementation):
+        def loss(q, k, v):
+            attended = attend(q, k, v, valid=35, implementation=implementation)
+            return jnp.sum(attended[:, :35] * weights)
+
+        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    with pltpu.force_tpu_interpret_mode():
+        ours = gradients("tpu_flash")
+    for name, mine, theirs in zip("qkv", ours, gradients("xla"), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5, err_msg=name)
+        assert not np.any(mine[:, 35:])  # padding
+
+
 def test_tpu_flash_runs_on_every_devices_own_examples():
     q, k, v = qkv(20, batch=8, heads=2, dim=128)
     devices = np.asarray(jax.devices()).reshape(2, 2, 2)

@@ -3,17 +3,24 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitscale.config import TaskConfig
+from vitscale.config import ModelConfig, TaskConfig
+from vitscale.errors import UserError
 from vitscale.models.heads import (
+    CLASS_MULTIPLE,
     EmbeddingHead,
     OrdinalHead,
+    create_head,
     cumulative_log_probabilities,
     l2_normalise,
+    stored_classes,
+    uses_sharded_loss,
 )
+from vitscale.models.multitask import define_model, define_model_from_counts
 
 
 @settings(deadline=None, max_examples=50)
@@ -53,3 +60,68 @@ def test_embedding_logits_are_cosines_over_temperature():
 def test_l2_normalise_is_finite_at_zero():
     gradient = jax.grad(lambda x: l2_normalise(x).sum())(jnp.zeros((1, 4)))
     assert bool(jnp.isfinite(gradient).all())
+
+
+def test_large_label_spaces_are_sharded_and_ordinal_ones_never():
+    small, large = TaskConfig("t", "multi_label"), TaskConfig("t", "embedding")
+    assert not uses_sharded_loss(small, 8191)
+    assert uses_sharded_loss(large, 8192)
+    assert uses_sharded_loss(TaskConfig("t", "single_label", sharded_loss=True), 10)
+    assert not uses_sharded_loss(TaskConfig("t", "single_label", sharded_loss=False), 10**6)
+    assert not uses_sharded_loss(TaskConfig("t", "ordinal"), 10**6)
+    assert stored_classes(small, 8191) == 8191
+    assert stored_classes(small, 10_000) == 10_240
+    assert stored_classes(small, 10_240) == 10_240
+
+
+@pytest.mark.parametrize("kind", ["single_label", "embedding"])
+def test_padding_classes_are_stored_but_not_shown(kind):
+    task = TaskConfig("t", kind, embedding_dim=6, sharded_loss=True)
+    head = create_head(task, 4, 10, ModelConfig(), nnx.Rngs(0))
+    output = head(jnp.ones((2, 4)))
+    assert head.logits(output).shape == (2, 10)
+    scores = head.scores(jnp.ones((2, 4)))
+    assert scores.weights.shape[scores.class_axis] == CLASS_MULTIPLE
+    bias = 0 if scores.bias is None else scores.bias
+    weights = jnp.moveaxis(scores.weights, scores.class_axis, 0)
+    weights = l2_normalise(weights) if scores.normalise else weights
+    logits = scores.features @ weights.T * scores.scale + bias
+    np.testing.assert_allclose(logits[:, :10], head.logits(output), rtol=1e-5, atol=1e-5)
+
+
+def test_scores_are_in_the_compute_dtype_and_parameters_in_float32():
+    for kind in ("multi_label", "embedding"):
+        task = TaskConfig("t", kind, sharded_loss=True)
+        config = ModelConfig(compute_dtype="bfloat16")
+        scores = create_head(task, 4, 10, config, nnx.Rngs(0)).scores(jnp.ones((2, 4)))
+        assert scores.features.dtype == jnp.bfloat16
+        assert scores.weights.dtype == jnp.float32
+
+
+def test_stated_class_counts_stand_in_for_data():
+    config = ModelConfig(variant="mu/8", image_size=16)
+    stated = TaskConfig("kind", "multi_label", num_classes=9000)
+    definition = define_model_from_counts(config, [stated], {})
+    assert definition.num_classes == {"kind": 9000}
+    assert definition.shapes()["heads/kind/linear/kernel"].shape == (32, 9216)
+    assert define_model_from_counts(config, [stated], {"kind": 9000}).num_classes["kind"] == 9000
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_classes": 3}, "num_classes=3.*'t' has 2 classes"),
+        ({"kind": "ordinal", "sharded_loss": True}, "no sharded_loss"),
+        ({"loss": "sigmoid", "sharded_loss": True, "sampled_classes": 0.5}, "needs a softmax"),
+        ({"sampled_classes": 0.5}, "set sharded_loss=True"),
+    ],
+)
+def test_tasks_that_contradict_themselves_are_refused(options, words):
+    task = TaskConfig("t", **{"kind": "multi_label", **options})
+    with pytest.raises(UserError, match=words):
+        define_model(ModelConfig(variant="mu/8", image_size=16), [task], {"t": ["a", "b"]})
+
+
+def test_a_task_of_unknown_size_is_refused():
+    with pytest.raises(UserError, match="set num_classes"):
+        define_model_from_counts(ModelConfig(variant="mu/8"), [TaskConfig("t", "multi_label")], {})

@@ -14,8 +14,9 @@ from vitscale.models.multitask import define_model
 from vitscale.models.weights import load_model
 from vitscale.parallel.mesh import make_mesh
 from vitscale.train import loop
-from vitscale.train.hooks import read_metrics
-from vitscale.train.loop import build, init_state, initial_params, make_loader, open_data, train
+from vitscale.train.initialise import initial_params
+from vitscale.train.loop import build, init_state, make_loader, open_data, train
+from vitscale.train.metrics import read_metrics
 from vitscale.train.step import sample_patch_size
 
 REGULARISED = {"variant": "mu/8", "image_size": 16, "dropout": 0.1, "stochastic_depth": 0.2}
@@ -47,7 +48,9 @@ def one_step(config, devices):
 def test_batch_statistics_are_of_the_global_batch(make_config, shallow_resnet):
     config = make_config(model=CNN)
     one, metrics_one = one_step(config, devices=1)
-    sharded = dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    sharded = dataclasses.replace(
+        config, mesh=MeshConfig(layout="fsdp_tp", data=2, fsdp=2, tensor=2)
+    )
     many, metrics_many = one_step(sharded, devices=8)
     assert float(metrics_one["loss"]) == pytest.approx(float(metrics_many["loss"]), rel=1e-4)
     assert one.statistics
@@ -61,7 +64,7 @@ def test_batch_statistics_are_of_the_global_batch(make_config, shallow_resnet):
 def test_a_cnn_trains_saves_and_is_read_back_with_its_statistics(
     make_config, tmp_path, shallow_resnet
 ):
-    config = make_config(model={**CNN, "cnn_norm": "batch"}, total_steps=3)
+    config = make_config(model={**CNN, "cnn_norm": "batch"}, duration=3)
     state = train(config, tmp_path)
     model = load_model(tmp_path)
     assert model.params.keys() == {**state.params, **state.statistics}.keys()
@@ -75,7 +78,7 @@ def test_a_cnn_trains_saves_and_is_read_back_with_its_statistics(
 
 
 def test_dropout_follows_the_step_so_that_resumed_equals_uninterrupted(make_config, tmp_path):
-    whole = make_config(model=REGULARISED, total_steps=6, checkpoint={"every_steps": 3})
+    whole = make_config(model=REGULARISED, duration=6, checkpoint={"every_steps": 3})
     train(whole, tmp_path / "whole")
     folder = tmp_path / "whole" / "checkpoints"
     (folder / "6").rename(tmp_path / "gone")
@@ -85,7 +88,7 @@ def test_dropout_follows_the_step_so_that_resumed_equals_uninterrupted(make_conf
 
 
 def test_patch_sizes_are_sampled_by_step(make_config, tmp_path):
-    config = make_config(model__patch_sizes=[4, 8], total_steps=8)
+    config = make_config(model__patch_sizes=[4, 8], duration=8)
     sizes = [sample_patch_size(config, step) for step in range(100)]
     assert set(sizes) == {4, 8}
     assert 30 < sizes.count(4) < 70
@@ -96,7 +99,7 @@ def test_patch_sizes_are_sampled_by_step(make_config, tmp_path):
 
 
 def test_init_adapts_layout_resolution_and_patch_size(make_config, tmp_path):
-    first = make_config(total_steps=3, model__scan_layers=True, model__depth=2)
+    first = make_config(duration=3, model__scan_layers=True, model__depth=2)
     train(first, tmp_path)
     taken = unstack_layers(load_model(tmp_path).params)
     second = make_config(
@@ -104,7 +107,7 @@ def test_init_adapts_layout_resolution_and_patch_size(make_config, tmp_path):
         init__checkpoint=str(tmp_path),
     )
     classes, _ = open_data(second.data)
-    params = initial_params(second.init, define_model(second.model, second.tasks, classes))
+    params, _ = initial_params(second.init, define_model(second.model, second.tasks, classes))
     assert params["backbone/position_embedding"].shape == (24, 32)
     assert params["backbone/patch_embedding/kernel"].shape == (48, 32)
     name = "backbone/blocks/1/mlp/out/kernel"
@@ -112,7 +115,7 @@ def test_init_adapts_layout_resolution_and_patch_size(make_config, tmp_path):
 
 
 def test_non_square_images_train(make_config, tmp_path):
-    train(make_config(model__image_size=[16, 24], total_steps=3), tmp_path)
+    train(make_config(model__image_size=[16, 24], duration=3), tmp_path)
     shape = load_model(tmp_path).params["backbone/position_embedding"].shape
     assert shape == (6, 32)
 

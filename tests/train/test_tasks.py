@@ -3,11 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
 
-from vitscale.config import TaskConfig
-from vitscale.train.tasks import sigmoid_loss, softmax_loss, task_accuracy, task_loss
+from vitscale.config import MeshConfig, ModelConfig, TaskConfig
+from vitscale.models.multitask import define_model_from_counts
+from vitscale.parallel.mesh import batch_sharding, make_mesh
+from vitscale.train.tasks import evaluate_task, sigmoid_loss, softmax_loss, task_accuracy, task_loss
 
 
 @st.composite
@@ -80,3 +84,86 @@ def test_a_batch_without_any_label_has_zero_loss():
         TaskConfig("t", "single_label"), jnp.ones((2, 3)), -jnp.ones((2, 1), int), jnp.zeros((2, 1))
     )
     assert loss.mean() == 0
+
+
+def evaluate(task, params, images, labels, weights):
+    """A task's result and the gradient of its mean loss, as a step computes them."""
+    config = ModelConfig(variant="mu/8", image_size=16)
+    definition = define_model_from_counts(config, [task], {"t": 7})
+
+    def loss(params):
+        model = definition.merge(params)
+        result = evaluate_task(
+            task, model.heads["t"], model.pooled(images), labels, weights, num_classes=7
+        )
+        return result.loss.mean(), result
+
+    (_, result), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    return result, gradient
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("multi_label", {"loss": "sigmoid"}),
+        ("multi_label", {"label_smoothing": 0.1}),
+        # Its loss is a softmax, whatever the config says of multi-label tasks.
+        ("single_label", {"loss": "sigmoid"}),
+        ("embedding", {"embedding_dim": 6}),
+        ("ordinal", {}),
+    ],
+)
+def test_sharded_tasks_train_as_plain_ones(kind, options):
+    """Loss, accuracy and the gradient of every parameter, on a mesh, with the head's classes on four devices."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(8, 16, 16, 3)).astype(np.float32)
+    labels = rng.integers(0, 7, (8, 2)).astype(np.int32)
+    labels[0] = -1
+    weights = np.where(labels >= 0, 1, 0).astype(np.float32)
+    sharded = TaskConfig("t", kind, **options, sharded_loss=None if kind == "ordinal" else True)
+    plain = TaskConfig("t", kind, **options, sharded_loss=False)
+    config = ModelConfig(variant="mu/8", image_size=16)
+    definition = define_model_from_counts(config, [sharded], {"t": 7})
+    axes = definition.axes()
+    keys = jax.random.split(jax.random.key(0), len(axes))
+    params = {
+        name: value + 0.1 * jax.random.normal(key, value.shape)
+        for key, (name, value) in zip(keys, definition.init(0).items(), strict=True)
+    }
+
+    def cut(name, array):
+        """Without the padding classes."""
+        return jnp.moveaxis(
+            jnp.moveaxis(array, axes[name].index("classes"), 0)[:7], 0, axes[name].index("classes")
+        )
+
+    def cut_all(tree):
+        return {n: cut(n, a) if "classes" in axes[n] else a for n, a in tree.items()}
+
+    mesh = make_mesh(MeshConfig(layout="fsdp_tp", replica=1, data=2, fsdp=2, tensor=2))
+    rows = batch_sharding(mesh)
+    places = {
+        name: NamedSharding(
+            mesh,
+            PartitionSpec(*(("fsdp", "tensor") if a == "classes" else None for a in axes[name])),
+        )
+        for name in params
+    }
+
+    def on_mesh(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return evaluate(sharded, *arguments)
+
+    run = jax.jit(on_mesh, in_shardings=(places, rows, rows, rows))
+    result, gradient = run(params, images, labels, weights)
+    expected, expected_gradient = jax.jit(evaluate, static_argnums=0)(
+        plain, cut_all(params), images, labels, weights
+    )
+    np.testing.assert_allclose(result.loss.total, expected.loss.total, rtol=1e-5)
+    assert result.correct == expected.correct
+    assert result.loss.weight == expected.loss.weight == 7
+    for name, theirs in expected_gradient.items():
+        mine = cut_all(gradient)[name]
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=2e-5, err_msg=name)
+        # Padding classes get no gradient.
+        np.testing.assert_allclose(np.abs(gradient[name]).sum(), np.abs(mine).sum(), rtol=1e-5)

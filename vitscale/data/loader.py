@@ -149,18 +149,22 @@ def eval_batches(
     max_image_pixels: int,
     max_reject_fraction: float,
     num_threads: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[Batch]:
     """The whole source once, in order, images squashed to `image_size`; the last batch is padded,
-    never dropped.
+    never dropped. Of several processes each has its contiguous share of every batch of `batch_size` rows.
 
     A row that is padding or whose image cannot be decoded has `valid` False. Raises `UserError`
     once more than `max_reject_fraction` of the source cannot be decoded.
     """
 
-    spec = BatchSpec(batch_size, image_size, tuple(fields), max_labels, max_image_pixels)
+    share = batch_size // process_count
+    spec = BatchSpec(share, image_size, tuple(fields), max_labels, max_image_pixels)
 
     def make_batch(number: int) -> Batch:
-        indices = range(number * batch_size, min((number + 1) * batch_size, len(source)))
+        first = number * batch_size + process_index * share
+        indices = range(first, min(first + share, len(source)))
         rows = [Row(0, index, index) for index in indices]
         return assemble([source], rows, spec, lambda image, _: decode.resize(image, image_size))
 

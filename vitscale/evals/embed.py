@@ -152,7 +152,9 @@ def compile_apply(
 
     # Picking inside jit lets XLA drop the heads that nobody asked for.
     def chosen(params: Any, images: Array) -> dict[str, Array]:
-        result = model.apply(params, images)
+        # Pallas kernels ask for the mesh while they are traced: XLA does not partition them.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            result = model.apply(params, images)
         return {name: result[name] for name in names}
 
     return jax.jit(chosen, out_shardings=split), split

@@ -37,19 +37,27 @@ def adapt(params: Mapping[str, Any], old: ModelConfig, new: ModelConfig) -> dict
 
 
 def compare_shapes(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    *,
+    exact: bool = False,
 ) -> str:
-    """What is missing and what has another shape, in words; empty when all that is expected is there."""
-    missing = [name for name in expected if name not in found]
-    other = [
-        f"{name} is {tuple(found[name])} and should be {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != tuple(shape)
-    ]
-    parts = [f"it has no {_some(missing)}"] * bool(missing) + [_some(other)] * bool(other)
-    return "; ".join(parts)
+    """What is missing and what has another shape, in words; empty when all that is expected is there.
+
+    exact: what is found without being expected is named too.
+    """
+    groups = {
+        "missing": [name for name in expected if name not in found],
+        "extra": [name for name in found if exact and name not in expected],
+        "other shapes:": [
+            f"{name} is {tuple(found[name])}, expected {tuple(shape)}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name]) != tuple(shape)
+        ],
+    }
+    return "; ".join(f"{what} {_some(names)}" for what, names in groups.items() if names)
 
 
-def _some(names: list[str], limit: int = 8) -> str:
+def _some(names: list[str], limit: int = 6) -> str:
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -16,7 +16,9 @@ from jaxtyping import Array, Float
 
 from vitscale.errors import UserError
 from vitscale.models.layers import LayerNorm, bias_of, dropout, linear
+from vitscale.models.platform import target_platform
 from vitscale.models.positions import rotate
+from vitscale.models.precision import add_parameter, dense
 
 logger = logging.getLogger(__name__)
 # Below this many tokens XLA's fused attention is as fast on TPU, and flash's blocks of 128 would be mostly padding.
@@ -73,7 +75,7 @@ class Attention(nnx.Module):
         for_queries, for_keys, for_values = _fan_out(x)
         queries = self.query(for_queries).reshape(heads)
         keys = self._keys(for_keys, has_positions=rotations is not None).reshape(heads)
-        values = (for_values @ self.value.kernel[...].astype(x.dtype)).reshape(heads)
+        values = dense(for_values, self.value.kernel[...]).reshape(heads)
         if self.has_qk_norm:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         if rotations is not None:
@@ -88,14 +90,14 @@ class Attention(nnx.Module):
         bias = bias_of(self.key)
         if not has_positions and not self.has_qk_norm:
             bias = jax.lax.stop_gradient(bias)
-        return x @ self.key.kernel[...].astype(x.dtype) + bias.astype(x.dtype)
+        return add_parameter(dense(x, self.key.kernel[...]), bias)
 
     def _project(self, attended: Array) -> Array:
         """out(attended + value bias): each row's weights sum to 1, so the bias passes attention unchanged. Added to
         the output's bias its gradient is a small product, not a pass over the values' gradients."""
         kernel = self.out.kernel[...]
         bias = bias_of(self.out) + bias_of(self.value) @ kernel
-        return attended @ kernel.astype(attended.dtype) + bias.astype(attended.dtype)
+        return add_parameter(dense(attended, kernel), bias)
 
 
 @jax.custom_vjp
@@ -122,7 +124,9 @@ def attend(
     """
     if implementation == "tpu_flash":
         return _tpu_flash(queries, keys, values, valid)
-    if implementation == "xla" and jax.default_backend() == "cpu":
+    # Batch and heads as one axis would be gathered, where the mesh splits both.
+    whole_heads = jax.sharding.get_abstract_mesh().shape.get("tensor", 1) == 1
+    if implementation == "xla" and target_platform() == "cpu" and whole_heads:
         return _head_major(queries, keys, values, valid)
     lengths = None
     if valid < queries.shape[1]:

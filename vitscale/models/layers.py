@@ -7,6 +7,7 @@ Parameters are float32 and carry what their axes mean in the metadata key `axes`
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +16,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from vitscale.models.precision import add_parameter, dense
+from vitscale.parallel.mesh import BATCH_AXES
+
 BLOCKS = "backbone/blocks/"
+
+
+def split_by_example(x: Float[Array, "BN D"]) -> Float[Array, "BN D"]:
+    """x as it is, every device with its own examples. Without being told, XLA may split activations as a weight is
+    split that meets them: it moves (or keeps whole) the larger array, and then no weight is gathered."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+class Linear(nnx.Linear):
+    """nnx.Linear with the gradients of `vitscale.models.precision`."""
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        y = dense(jnp.asarray(inputs, self.dtype), self.kernel[...])
+        return y if self.bias is None else add_parameter(y, self.bias[...])
 
 
 def linear(
@@ -26,9 +49,9 @@ def linear(
     axes: tuple[str, str],
     dtype: Any,
     rngs: nnx.Rngs,
-) -> nnx.Linear:
+) -> Linear:
     """A dense layer, Xavier-uniform as in the ViT paper's code."""
-    return nnx.Linear(
+    return Linear(
         in_features,
         out_features,
         dtype=dtype,
@@ -82,6 +105,9 @@ def _normalise_backward(
 ) -> tuple[Array, Array, Array]:
     # The barrier keeps XLA from sharing the mean with the forward pass. All four sums are one read of x and grad.
     x = jax.lax.optimization_barrier(saved[0]).astype(jnp.float32)
+    if saved[0].dtype == jnp.float32:
+        # E[x²] - E[x]² loses its digits where a row's mean is far above its deviation; bfloat16 has none to lose.
+        x = x - x[..., :1]
     grad, scale = grad.astype(jnp.float32), saved[1]
     scaled = grad * scale
     mean = x.mean(axis=-1, keepdims=True)

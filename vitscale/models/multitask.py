@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from vitscale.config import ModelConfig, TaskConfig
 from vitscale.errors import UserError
 from vitscale.models.attention import check_attention
-from vitscale.models.heads import create_head
+from vitscale.models.heads import check_loss, create_head
 from vitscale.models.resnet import ResNet, check_cnn_config, is_cnn
 from vitscale.models.vit import ViT
 from vitscale.models.vit_shape import resolve_shape
@@ -70,12 +70,24 @@ class MultiTaskModel(nnx.Module):
         patch_size: int | None = None,
     ) -> dict[str, Array]:
         """`{"pooled": [B, D] float32, <task>: its head's output}`; the arguments are the backbone's."""
+        pooled = self.pooled(images, train=train, key=key, patch_size=patch_size)
+        outputs = {name: head(pooled) for name, head in self.heads.items()}
+        return {POOLED: pooled.astype(jnp.float32), **outputs}
+
+    def pooled(
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool = False,
+        key: Array | None = None,
+        patch_size: int | None = None,
+    ) -> Float[Array, "B D"]:
+        """What every head reads, in the compute dtype: all that a loss needs of the backbone."""
         extra = {} if patch_size is None else {"patch_size": patch_size}
         pooled = self.backbone(images, train=train, key=key, **extra).pooled
         if pooled is None:
             raise UserError(NO_POOLED)
-        outputs = {name: head(pooled) for name, head in self.heads.items()}
-        return {POOLED: pooled.astype(jnp.float32), **outputs}
+        return pooled
 
     def logits(self, outputs: Mapping[str, Array]) -> dict[str, Float[Array, "B C"]]:
         """Training logits of every task from the outputs."""
@@ -92,7 +104,7 @@ class ModelDefinition:
 
     config: ModelConfig
     tasks: tuple[TaskConfig, ...]
-    num_classes: Mapping[str, int]  # label field -> number of classes
+    num_classes: Mapping[str, int]  # label field -> number of classes, without a head's padding
 
     def init(self, seed: int | Array) -> Params:
         """Fresh parameters and statistics. Pure and jit-able, so that they can be created already sharded."""
@@ -147,8 +159,6 @@ def define_model(
 ) -> ModelDefinition:
     """Checks the model's config and that every task's label field has classes, then the definition."""
     check_model(config)
-    if tasks and config.pooling == "none":
-        raise UserError(NO_POOLED)
     for task in tasks:
         if not classes.get(task.label_field):
             have = ", ".join(sorted(classes)) or "none at all"
@@ -156,9 +166,31 @@ def define_model(
                 f"task {task.name!r} reads the label field {task.label_field!r}, but no source has labels for it; "
                 f"the sources have: {have}."
             )
-    return ModelDefinition(
-        config, tuple(tasks), {name: len(names) for name, names in classes.items()}
-    )
+    return define_model_from_counts(config, tasks, {n: len(names) for n, names in classes.items()})
+
+
+def define_model_from_counts(
+    config: ModelConfig, tasks: Sequence[TaskConfig], counts: Mapping[str, int]
+) -> ModelDefinition:
+    """The same without data: classes by label field from `counts`, else from the tasks' own `num_classes`."""
+    check_model(config)
+    if tasks and config.pooling == "none":
+        raise UserError(NO_POOLED)
+    known = dict(counts)
+    for task in tasks:
+        count = known.setdefault(task.label_field, task.num_classes or 0)
+        if task.num_classes not in (None, count):
+            raise UserError(
+                f"tasks.{task.name}.num_classes={task.num_classes}, but the label field {task.label_field!r} has "
+                f"{count} classes."
+            )
+        if count < 1:
+            raise UserError(
+                f"tasks.{task.name}: nothing says how many classes the label field {task.label_field!r} has; "
+                "set num_classes."
+            )
+        check_loss(task, count)
+    return ModelDefinition(config, tuple(tasks), known)
 
 
 def _items(model: nnx.Module) -> list[tuple[str, nnx.Variable]]:

@@ -13,9 +13,20 @@ from jaxtyping import Array, Float
 from vitscale.config import ModelConfig
 from vitscale.models.attention import Attention, announce, choose_attention, padded_tokens
 from vitscale.models.features import Features
-from vitscale.models.layers import LayerNorm, Mlp, bias_of, drop_path, dropout, linear, split_key
+from vitscale.models.layers import (
+    LayerNorm,
+    Mlp,
+    bias_of,
+    drop_path,
+    dropout,
+    linear,
+    split_by_example,
+    split_key,
+)
+from vitscale.models.platform import target_platform
 from vitscale.models.pooling import MapHead
 from vitscale.models.positions import rope2d, sincos2d
+from vitscale.models.precision import add_parameter, dense
 from vitscale.models.resize import resize_patch_kernel, resize_position_embedding
 from vitscale.models.vit_shape import ViTShape, resolve_shape
 
@@ -129,13 +140,11 @@ class ViT(nnx.Module):
         return self._pool(tokens.reshape(batch, -1, tokens.shape[-1])[:, : x.shape[1]])
 
     def _embed_patches(self, images: Array, patch: int, grid: tuple[int, int]) -> Array:
-        kernel = resize_patch_kernel(
-            self.patch_embedding.kernel[...], self.shape.patch, patch
-        ).astype(self.dtype)
-        x = patchify(images, patch) @ kernel + bias_of(self.patch_embedding).astype(self.dtype)
+        kernel = resize_patch_kernel(self.patch_embedding.kernel[...], self.shape.patch, patch)
+        x = add_parameter(dense(patchify(images, patch), kernel), bias_of(self.patch_embedding))
         if self.config.position_embedding == "learned":
             table = self.position_embedding[...]
-            x = x + resize_position_embedding(table, self.shape.grid, grid).astype(self.dtype)
+            x = add_parameter(x, resize_position_embedding(table, self.shape.grid, grid))
         elif self.config.position_embedding == "sincos2d":
             x = x + jnp.asarray(sincos2d(grid, x.shape[-1])).astype(self.dtype)
         return x
@@ -166,7 +175,8 @@ class ViT(nnx.Module):
         tokens = jnp.concatenate(prefix)
         if self.config.prefix_position:
             tokens = tokens + self.prefix_position[...]
-        tokens = jnp.broadcast_to(tokens.astype(self.dtype), (x.shape[0], *tokens.shape))
+        # Cast last, so that the backward pass sums over examples in float32.
+        tokens = jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)).astype(self.dtype)
         return jnp.concatenate([tokens, x], axis=1)
 
     def _run_blocks(self, x: Array, rotations: Array | None, key: Array | None) -> Array:
@@ -177,7 +187,7 @@ class ViT(nnx.Module):
             tokens=tokens,
             head_dim=width // self.shape.size.num_heads,
             dtype=self.dtype,
-            platform=jax.default_backend(),
+            platform=target_platform(),
         )
         announce(implementation, reason)
         padding = padded_tokens(tokens, implementation) - tokens
@@ -249,7 +259,9 @@ def _create_blocks(config: ModelConfig, shape: ViTShape, rngs: nnx.Rngs) -> Any:
 
 def _block_function(graphdef: nnx.GraphDef, options: dict[str, Any], remat: str, scan: bool) -> Any:
     def run(state: Any, x: Array, key: Array | None, rate: Any) -> Array:
-        return nnx.merge(graphdef, state)(x, key, rate, **options)
+        return split_by_example(
+            nnx.merge(graphdef, state)(split_by_example(x), key, rate, **options)
+        )
 
     if remat not in ("dots", "full"):
         return run

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from vitscale.config import ModelConfig
 from vitscale.errors import UserError
+from vitscale.models.resnet import PRESETS as CNN_PRESETS
 
 
 class ViTSize(NamedTuple):
@@ -63,7 +64,7 @@ def resolve_shape(config: ModelConfig) -> ViTShape:
     if preset not in PRESETS or not patch_text.isdigit() or int(patch_text) < 1:
         raise UserError(
             f"model.variant={config.variant!r} must be a ViT preset and a patch size such as 'S/16' (presets: "
-            f"{', '.join(PRESETS)}), or a CNN: {', '.join(CNN_VARIANTS)}."
+            f"{', '.join(PRESETS)}), or a CNN: {', '.join(CNN_PRESETS)}."
         )
     patch, base = int(patch_text), PRESETS[preset]
     size = ViTSize(
@@ -111,7 +112,3 @@ def _check_patch(image_hw: tuple[int, int], patch: int) -> None:
                 f"model.image_size={pixels} does not divide by the patch size {patch}; "
                 f"the nearest sizes that do are {below} and {below + patch}."
             )
-
-
-# The names only: `vitscale.models.resnet` has what they mean.
-CNN_VARIANTS = ("resnet50", "resnet101", "resnet152", "resnext101_32x8d", "seresnext101_32x8d")

@@ -1,8 +1,10 @@
 """Reading a trained model back: from a workdir or one checkpoint to a function of images.
 
-A checkpoint is the folder `<workdir>/checkpoints/<step>/`, written by `vitscale.train.checkpoint` with three items:
-`params` (this module reads it), `train` (optimiser state, step) and `meta` (JSON: model, tasks, classes, config, data
-position). A converted checkpoint (`write_model`) has no `train`.
+A checkpoint is the folder `<workdir>/checkpoints/<step>/`, written by `vitscale.train.checkpoint` with the items
+`params` (parameters and running statistics), `ema` (their moving average, when the run keeps one; this module reads
+these two), `train` (optimiser state, counters) and `meta` (JSON: model, tasks, classes, config, data position, metrics,
+shapes of all arrays), and `checksums.json`. A converted checkpoint (`write_model`) has `params` and `meta`.
+Folders whose name is not a number (`damaged`, `abandoned`, unfinished ones) are never read.
 """
 
 from __future__ import annotations
@@ -12,21 +14,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, UInt8
 
 from vitscale.config import ModelConfig, TaskConfig
 from vitscale.config_loading import from_mapping, to_json
 from vitscale.data.augment import normalise
 from vitscale.errors import UserError
+from vitscale.models.checksums import find_damage, write_checksums
 from vitscale.models.multitask import ModelDefinition, Params, define_model
 
 CHECKPOINTS = "checkpoints"
-PARAMS_ITEM, TRAIN_ITEM, META_ITEM = "params", "train", "meta"
+PARAMS_ITEM, EMA_ITEM, TRAIN_ITEM, META_ITEM = "params", "ema", "train", "meta"
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,32 @@ class LoadedModel:
         return self.definition.merge(params)(inputs)
 
 
-def load_model(checkpoint: Path) -> LoadedModel:
-    """Reads the newest step of a workdir, or the step that the path names. Raises `UserError` when there is none."""
+def load_model(checkpoint: Path, weights: Literal["raw", "ema"] = "raw") -> LoadedModel:
+    """Reads the newest step of a workdir, or the step that the path names. Raises `UserError` when there is none.
+
+    weights: the parameters as trained, or their moving average (`UserError` when the run kept none). What is not
+    trained, such as running statistics, is the same in both.
+    """
     step_folder = find_step(Path(checkpoint))
     meta = read_meta(step_folder)
     saved, tasks = read_description(meta)
     # How the training machine computed it need not work here; what is computed is the same.
     model = dataclasses.replace(saved, attention="auto", remat="none")
     definition = define_model(model, tasks, meta["classes"])
-    params = read_params(step_folder, definition.variable_shapes())
+    shapes = definition.variable_shapes()
+    averaged = _averaged_names(step_folder, meta) if weights == "ema" else frozenset()
+    params = {
+        **read_params(step_folder, {n: s for n, s in shapes.items() if n not in averaged}),
+        **read_params(
+            step_folder, {n: s for n, s in shapes.items() if n in averaged}, item=EMA_ITEM
+        ),
+    }
     return LoadedModel(model, tasks, meta["classes"], meta["step"], step_folder, definition, params)
+
+
+def has_ema(checkpoint: Path) -> bool:
+    """Whether the newest step of a workdir, or the step that the path names, holds a moving average."""
+    return (find_step(Path(checkpoint)) / EMA_ITEM).is_dir()
 
 
 def random_model(
@@ -94,6 +114,7 @@ def write_model(
     }
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(folder, ocp.args.Composite(**items))
+    write_checksums(folder)
     return folder
 
 
@@ -143,12 +164,47 @@ def has_step(workdir: Path) -> bool:
 
 
 def read_meta(step_folder: Path) -> dict[str, Any]:
-    return json.loads((step_folder / META_ITEM / "metadata").read_text())
+    """Raises `UserError` when it cannot be read."""
+    try:
+        return json.loads((step_folder / META_ITEM / "metadata").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {step_folder} is damaged: {META_ITEM}/metadata cannot be read ({error}); name another step."
+        ) from error
 
 
-def read_params(step_folder: Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-    """The parameters named in `shapes`, on the default device."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device) for n, s in shapes.items()}
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore((step_folder / PARAMS_ITEM).absolute(), target)
+def read_params(
+    step_folder: Path,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    shardings: Mapping[str, NamedSharding] | None = None,
+    item: str = PARAMS_ITEM,
+) -> Params:
+    """The arrays named in `shapes` (the checkpoint may hold more), read into `shardings`; default: one device.
+
+    Raises `UserError` when a file of the item has changed since it was written.
+    """
+    if not shapes:
+        return {}
+    damage = find_damage(step_folder, item=item, required=False)
+    if damage:
+        raise UserError(f"checkpoint {step_folder} is damaged: {damage}; name another step.")
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = {
+        name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[name] if shardings else one)
+        for name, s in shapes.items()
+    }
+    arguments = ocp.args.PyTreeRestore(
+        item=target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore((step_folder / item).absolute(), args=arguments)
+
+
+def _averaged_names(step_folder: Path, meta: Mapping[str, Any]) -> frozenset[str]:
+    if not (step_folder / EMA_ITEM).is_dir():
+        raise UserError(
+            f"checkpoint {step_folder} holds no moving average: its run had optim.ema_decay=0; take the raw weights."
+        )
+    return frozenset(meta["arrays"][EMA_ITEM])

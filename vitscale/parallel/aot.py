@@ -1,13 +1,15 @@
-"""Compiling for GPUs that are not here: XLA's CUDA compiler needs a description of the device, not the device.
+"""Compiling for chips that are not here: XLA's compilers need a description of the devices, not the devices.
 
-It runs on any Linux machine with jax's CUDA plugin and NVIDIA's ptxas installed (`make .venv-aot/.ready`); nothing
-compiled so can run there. Without the device XLA takes its kernels' default tilings instead of timing them, so the
-kernels, their bytes and their memory are right and their speed is unknown.
+TPUs need libtpu (extra `[aot-tpu]`, `make .venv-aot-tpu/.ready`), GPUs jax's CUDA plugin and NVIDIA's ptxas
+(`make .venv-aot/.ready`), both on any Linux machine. Nothing compiled so can run there. Without a GPU XLA takes its
+kernels' default tilings instead of timing them, so kernels, bytes and memory are right and the speed is unknown.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,27 +21,157 @@ from jax.experimental import topologies
 from vitscale.errors import UserError
 
 GIB = 2**30
+# What large matrix products and copies reach in practice, as shares of the data sheet's rates.
+ACHIEVED_FLOPS = 0.8
+ACHIEVED_BANDWIDTH = 0.895
 
 
 @dataclass(frozen=True)
-class GpuTarget:
-    """What XLA's compiler asks about one kind of GPU, and the rates that a roofline divides by."""
+class Chip:
+    """One kind of chip: what plans and rooflines ask about it. Rates are a data sheet's, per second."""
 
-    name: str  # as the driver reports it
+    name: str  # as topologies call it
+    device_name: str  # as its driver reports it
     memory_bytes: int
-    bytes_per_second: float  # data sheet
-    # What large copies and matrix products reach in practice: about 0.9 and 0.8 of the data sheet's.
-    achieved_bytes_per_second: float
-    achieved_flops_per_second: float
+    flops: float  # bf16, dense
+    memory_bandwidth: float
+    # Both directions of all its links to other chips: ICI of a TPU, NVLink of a GPU. A chip sends half of it.
+    link_bandwidth: float
+    network_bandwidth: (
+        float  # its share of the host's network between slices or hosts, one direction
+    )
+    chips_per_host: int
+    torus: int = (
+        0  # dimensions of the TPU's network; 0: all chips of a host reach each other at full rate
+    )
+    devices_per_chip: int = 1  # as jax counts devices
+
+    @property
+    def device_memory(self) -> int:
+        """Bytes of one jax device."""
+        return self.memory_bytes // self.devices_per_chip
+
+    @property
+    def achieved_flops(self) -> float:
+        return ACHIEVED_FLOPS * self.flops
+
+    @property
+    def achieved_bandwidth(self) -> float:
+        return ACHIEVED_BANDWIDTH * self.memory_bandwidth
 
 
-# Facts of openxla/xla, xla/backends/gpu/target_config/specs/{h100_sxm,h200}.txtpb, and NVIDIA's data sheets.
-TARGETS = {
-    "h100": GpuTarget("NVIDIA H100 80GB HBM3", 84_942_979_072, 3.35232e12, 3.0e12, 790e12),
-    "h200": GpuTarget("NVIDIA H200 141GB HBM3e", 151_397_597_184, 4.8e12, 4.3e12, 790e12),
+# TPUs: memory, FLOP/s, HBM and ICI rates of docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} ("interchip
+# interconnect bandwidth", bidirectional, all links); v4's ICI and all shares of the network from
+# jax-ml.github.io/scaling-book/tpus ("ICI" and "DCN" by generation; for tpu7x its v6e figure stands in).
+# GPUs: openxla/xla, xla/backends/gpu/target_config/specs/{h100_sxm,h200}.txtpb, NVIDIA's data sheets (NVLink: 900
+# GB/s), and the 400 Gbit/s InfiniBand port that each GPU of a DGX H100 has (DGX H100 user guide).
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", "TPU v4", 32 * GIB, 275e12, 1.2288e12, 600e9, 6.25e9, 4, 3),
+        Chip("v5e", "TPU v5 lite", 16 * GIB, 197e12, 0.819e12, 400e9, 3.125e9, 8, 2),
+        Chip("v5p", "TPU v5", 95 * GIB, 459e12, 2.765e12, 1200e9, 6.25e9, 4, 3),
+        Chip("v6e", "TPU v6 lite", 32 * GIB, 918e12, 1.638e12, 800e9, 12.5e9, 8, 2),
+        Chip("tpu7x", "TPU7x", 192 * GIB, 2307e12, 7.38e12, 1200e9, 12.5e9, 4, 3, 2),
+        Chip("h100", "NVIDIA H100 80GB HBM3", 84_942_979_072, 989e12, 3.35232e12, 900e9, 50e9, 8),
+        Chip("h200", "NVIDIA H200 141GB HBM3e", 151_397_597_184, 989e12, 4.8e12, 900e9, 50e9, 8),
+    )
+}
+EXAMPLES = "v5e:4x4, v5p:8x8x8, 4*v5e:16x16 (four slices), h100:32"
+_TOPOLOGY = re.compile(r"(?:(\d+)\*)?([a-z0-9]+):(\d+(?:x\d+)*)")
+# Without them libtpu asks the cloud's metadata server who it is, and two processes refuse to use it at once.
+_LIBTPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
-# Both are the same chip (GH100, compute capability 9.0) with other memory. The text form of XLA's GpuTargetConfigProto.
+
+@dataclass(frozen=True)
+class Topology:
+    """`4*v5e:16x16` in parts: slices (of a TPU), chip, and the shape of one slice; of GPUs the shape is the count."""
+
+    slices: int
+    chip: Chip
+    shape: tuple[int, ...]
+
+
+def parse_topology(name: str) -> Topology:
+    """Raises `UserError` for a name that no topology has."""
+    match = _TOPOLOGY.fullmatch(name)
+    if not match or match[2] not in CHIPS:
+        raise UserError(
+            f"topology {name!r} is not known; write a chip ({', '.join(CHIPS)}) and its shape, as in {EXAMPLES}."
+        )
+    chip = CHIPS[match[2]]
+    shape = tuple(map(int, match[3].split("x")))
+    slices = int(match[1] or 1)
+    wanted = chip.torus or 1
+    if len(shape) != wanted or min(shape) < 1 or slices < 1 or (slices > 1 and not chip.torus):
+        form = "x".join(["N"] * wanted)
+        raise UserError(
+            f"topology {name!r}: {chip.name} has topologies of the form {chip.name}:{form}"
+            + (f", or S*{chip.name}:{form} for S slices." if chip.torus else ", all GPUs together.")
+        )
+    return Topology(slices, chip, shape)
+
+
+def topology_devices(name: str) -> Sequence[jax.Device]:
+    """Devices to make a mesh of, by name: TPU slices (`v5e:4x4`, `4*v5e:16x16`) or GPUs in hosts of 8 (`h100:32`).
+
+    Lower for them, compile, never run. jax itself must run on the CPU: `JAX_PLATFORMS=cpu` before it is imported.
+
+    Raises:
+        UserError: for an unknown name, a missing compiler, or jax on another backend.
+    """
+    topology = parse_topology(name)
+    _check_backend()
+    if topology.chip.torus:
+        return _tpu_devices(name, topology)
+    (gpus,) = topology.shape
+    per_host = min(gpus, topology.chip.chips_per_host)
+    if gpus % per_host:
+        raise UserError(f"topology {name!r}: hosts have {per_host} GPUs; use a multiple of it.")
+    return gpu_topology(topology.chip.name, gpus // per_host, per_host)
+
+
+def _check_backend() -> None:
+    # Plugins of chips that are not here would be asked for devices, and libtpu waits minutes for an answer.
+    platforms: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
+    if (platforms or "").split(",")[0] != "cpu":
+        raise UserError(
+            "compiling ahead of time runs on the CPU; set JAX_PLATFORMS=cpu in the environment of the command."
+        )
+
+
+def has_tpu_compiler() -> bool:
+    """Whether libtpu is installed."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def _tpu_devices(name: str, topology: Topology) -> Sequence[jax.Device]:
+    if not has_tpu_compiler():
+        raise UserError(
+            "libtpu is not installed: install vitscale[aot-tpu], or run `make .venv-aot-tpu/.ready` and use "
+            ".venv-aot-tpu/bin/python."
+        )
+    for variable, value in _LIBTPU_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    # v4 fuses the two cores of a chip into one device, as its runtime does.
+    options = {"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=name.rpartition("*")[2],
+            num_slices=topology.slices,
+            **options,
+        ).devices
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"libtpu knows no topology {name!r}: {reason}") from error
+
+
+# The text form of XLA's GpuTargetConfigProto. Both GPUs are one chip (GH100, compute capability 9.0) with other memory.
 _TARGET_CONFIG = """
 gpu_device_info {{
   threads_per_block_limit: 1024
@@ -53,7 +185,7 @@ gpu_device_info {{
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
-  memory_bandwidth: {bytes_per_second:.0f}
+  memory_bandwidth: {memory_bandwidth:.0f}
   l2_cache_size: 52428800
   clock_rate_ghz: 1.98
   device_memory_size: {memory_bytes}
@@ -64,7 +196,7 @@ gpu_device_info {{
 runtime_version {{ major: 12 minor: 8 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
-device_description_str: "{name}"
+device_description_str: "{device_name}"
 """
 _CUDNN_VERSION = 91000  # the same, as jax counts it
 
@@ -75,21 +207,21 @@ def has_gpu_compiler() -> bool:
     return any(importlib.util.find_spec(name) is not None for name in names)
 
 
-def gpu_topology(target: str, hosts: int = 1, gpus_per_host: int = 1) -> Sequence[jax.Device]:
-    """Devices to make a mesh of: one NVLink domain of `hosts` machines. Lower for them, compile, never run."""
-    if target not in TARGETS:
-        raise UserError(f"target {target!r} is not one of {', '.join(TARGETS)}.")
+def gpu_topology(chip: str, hosts: int = 1, gpus_per_host: int = 1) -> Sequence[jax.Device]:
+    """`hosts` machines with `gpus_per_host` GPUs each, for `topology_devices` and for single GPUs."""
     if not has_gpu_compiler():
         raise UserError(
             "jax's CUDA plugin is not installed; run `make .venv-aot/.ready` and use .venv-aot/bin/python."
         )
-    gpu = TARGETS[target]
+    gpu = CHIPS[chip]
     config = _TARGET_CONFIG.format(
-        bytes_per_second=gpu.bytes_per_second, memory_bytes=gpu.memory_bytes, name=gpu.name
+        memory_bandwidth=gpu.memory_bandwidth,
+        memory_bytes=gpu.memory_bytes,
+        device_name=gpu.device_name,
     )
     return topologies.get_topology_desc(
         platform="cuda",
-        topology_name=target,
+        topology_name=chip,
         topology=f"1x{hosts}x{gpus_per_host}",
         target_config=config,
     ).devices
@@ -114,3 +246,24 @@ def assume_cudnn() -> Iterator[None]:
         mock.patch.object(cudnn, "is_cuda_compute_capability_equal", lambda text: text == "9.0"),
     ):
         yield
+
+
+def peak_memory(compiled: jax.stages.Compiled) -> int:
+    """Bytes that one device needs while the program runs, its arguments included."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise ValueError("the compiler does not say how much memory the program needs.")
+    return int(
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def fits(compiled: jax.stages.Compiled, chip: Chip) -> bool:
+    """Whether the program is inside the memory of one device.
+
+    The TPU compiler refuses what does not fit (`RESOURCE_EXHAUSTED`), the GPU compiler never does.
+    """
+    return peak_memory(compiled) <= chip.device_memory

@@ -1,134 +1,89 @@
-"""What happens beside the steps: metrics files, rates, and a polite end on SIGTERM."""
+"""What happens beside the steps: metrics, rates, profiler, watchdog, the signal to stop, the progress shown."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
 
-from vitscale.optional import without
+import jax
 
-with without("torch"):  # tensorboardX imports PyTorch where it finds it; the core must not
-    from tensorboardX import SummaryWriter
+from vitscale.config_loading import to_json
+from vitscale.models.flops import device_peak_flops, train_flops
+from vitscale.progress import Task
+from vitscale.train.metrics import MetricsWriter
+from vitscale.train.profiler import ProfileWindow
+from vitscale.train.recovery import SkipWatch
+from vitscale.train.setup import Setup
+from vitscale.train.telemetry import StepMeter, read_goodput
+from vitscale.train.watchdog import Watchdog
 
-METRICS_FILE = "metrics.jsonl"
+
+@dataclass
+class Hooks:
+    """Opened by `open_hooks`; the loop calls them between steps."""
+
+    first_step: int  # of this start
+    last_read: int  # step of the meter's last reading
+    writer: MetricsWriter
+    meter: StepMeter
+    profile: ProfileWindow
+    watchdog: Watchdog
+    progress: Task
+    skips: SkipWatch
+
+    def read_meter(self, step: int) -> dict[str, float]:
+        """Rates since the last reading."""
+        steps, self.last_read = step - self.last_read, step
+        return self.meter.read(steps)
+
+    def check_skipped(self, step: int, values: Mapping[str, float]) -> int | None:
+        """The last step before too many were skipped, when `values` are those of a logging point that shows it."""
+        if not values:
+            return None
+        return self.skips.check(step, int(values["train/skipped_steps"]))
+
+    def rolled_back(self, workdir: Path, step: int, back: int, skipped: int) -> None:
+        """After step `step` the run stands at step `back` again."""
+        self.writer.event("rollback", step=back, after=step)
+        self.writer.rewind(back)
+        self.meter.rolled_back(read_goodput(workdir, time.time()))
+        self.last_read = back
+        self.skips.rolled_back(back, skipped)
 
 
-class MetricsWriter:
-    """Appends to `metrics.jsonl`, one object a logged step, and to TensorBoard events beside it.
-
-    On resume, lines after the restored step are dropped: the stream reads as if the run had never stopped.
-    """
-
-    def __init__(
-        self, workdir: Path, *, start_step: int, tensorboard: bool, enabled: bool = True
-    ) -> None:
-        self._enabled = enabled  # one process of a run writes
-        if not enabled:
-            return
-        self._path = workdir / METRICS_FILE
-        kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(self._path)
-        self._file = self._path.open("a")
-        self._events = (
-            SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
-            if tensorboard
-            else None
+@contextlib.contextmanager
+def open_hooks(
+    setup: Setup, workdir: Path, step: int, skipped: int, began: float
+) -> Iterator[Hooks]:
+    """The hooks of one start, which goes on from `step`; `began`: its beginning on `time.perf_counter`."""
+    config = setup.config
+    writer = MetricsWriter(
+        workdir,
+        start_step=step,
+        log=config.log,
+        config=json.loads(to_json(config)),
+        enabled=jax.process_index() == 0,
+    )
+    with (
+        writer,
+        ProfileWindow(workdir, config.log, enabled=jax.process_index() == 0) as profile,
+        Watchdog(
+            config.survival.step_timeout, on_stall=lambda at: writer.event("stall", step=at)
+        ) as watchdog,
+        Task("train", config.total_steps, step) as progress,
+    ):
+        writer.event("start", step=step, began=time.time() - (time.perf_counter() - began))
+        meter = StepMeter(
+            images_per_step=config.data.global_batch_size,
+            flops_per_image=train_flops(setup.definition),
+            num_devices=jax.device_count(),
+            peak_flops_per_device=device_peak_flops(),
+            began=began,
+            previous=read_goodput(workdir, time.time()),
         )
-
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()  # also when the run stops early: TensorBoard's events are buffered
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        if not self._enabled:
-            return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if not self._enabled:
-            return
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
-
-
-def read_metrics(workdir: Path) -> list[dict[str, float]]:
-    """All complete lines of a run's `metrics.jsonl`; a line cut off by a kill is left out."""
-    path = workdir / METRICS_FILE
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-class RateMeter:
-    """Images per second and the share of time spent waiting for input, since the last reading."""
-
-    def __init__(self, images_per_step: int) -> None:
-        self._images_per_step = images_per_step
-        self._steps, self._waited = 0, 0.0
-        self._since = time.perf_counter()
-
-    def waited(self, seconds: float) -> None:
-        self._waited += seconds
-        self._steps += 1
-
-    def read(self, flops_per_image: float, peak_flops: float) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds = max(now - self._since, 1e-9)
-        rate = self._steps * self._images_per_step / seconds
-        stall = self._waited / seconds
-        self._steps, self._waited, self._since = 0, 0.0, now
-        return {
-            "images_per_sec": rate,
-            "mfu": rate * flops_per_image / peak_flops,
-            "input_stall": stall,
-        }
-
-
-class StopSignal:
-    """Notes SIGTERM (preemption) so that the loop can save between two steps instead of dying in one."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> StopSignal:
-        try:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not the main thread (a notebook's worker): nobody will signal us
-            self._previous = None
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        skips = SkipWatch(config.survival, step, skipped)
+        yield Hooks(step + 1, step, writer, meter, profile, watchdog, progress, skips)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
-import re
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,122 +14,205 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import Mesh
 
-from vitscale.config import DataConfig, InitConfig, TrainConfig
+from vitscale.config import DataConfig, TrainConfig, resolve_durations
 from vitscale.config_loading import to_json
 from vitscale.data.loader import Batch, TrainLoader
 from vitscale.data.sources import Source, collect_classes, open_source
 from vitscale.errors import Preempted, UserError
-from vitscale.models.adapt import adapt, compare_shapes
-from vitscale.models.flops import device_peak_flops, num_parameters, train_flops
-from vitscale.models.multitask import ModelDefinition, check_model, define_model
-from vitscale.models.weights import (
-    find_step,
-    has_step,
-    read_description,
-    read_meta,
-    read_params,
-)
-from vitscale.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated
-from vitscale.progress import Task
+from vitscale.models.multitask import define_model
+from vitscale.models.weights import describe
+from vitscale.parallel.mesh import batch_sharding, make_mesh
+from vitscale.parallel.peers import translate
 from vitscale.train.checkpoint import CheckpointStore
-from vitscale.train.hooks import MetricsWriter, RateMeter, StopSignal
-from vitscale.train.optim import make_optimizer, make_schedule
-from vitscale.train.state import TrainState, abstract_state, init_state, state_shardings
-from vitscale.train.step import Step, make_step, sample_patch_size
+from vitscale.train.hooks import Hooks, open_hooks
+from vitscale.train.initialise import initial_params
+from vitscale.train.preemption import StopSignal, find_notice
+from vitscale.train.profiler import annotate
+from vitscale.train.setup import Setup, build, lower, report_layout
+from vitscale.train.state import TrainState, init_state
+from vitscale.train.step import Metrics, sample_patch_size
+from vitscale.train.telemetry import StepMeter
+from vitscale.train.validation import Validation, make_validation, validation_due
+from vitscale.train.workdir import WorkdirLock, claim_workdir, write_rejects
 
 logger = logging.getLogger(__name__)
-CONFIG_FILE, CLASSES_FILE, REJECTS_FILE = "config.json", "classes.json", "rejects.jsonl"
-# What may change between two starts of one run: where and how it runs, not what it computes.
-FREE_KEYS = ("mesh", "log", "checkpoint", "data.root", "data.num_threads", "data.prefetch_batches")
-
-# cuBLASLt adds biases and residuals and applies GELU while a product is still in registers; XLA's Triton products
-# leave that to kernels of their own: 70 % more bytes outside products for B/16 (docs/performance.md).
-GPU_COMPILER_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
 
 @dataclass(frozen=True)
-class Setup:
-    """The parts of a run that exist before any array does."""
+class Run:
+    """What stays the same from the first step to the last."""
 
-    definition: ModelDefinition
-    optimizer: optax.GradientTransformation
-    shardings: TrainState  # of NamedSharding
-    step: Step  # jitted
+    setup: Setup
+    workdir: Path
+    classes: Mapping[str, Sequence[str]]
+    loader: TrainLoader
+    store: CheckpointStore
+    validation: Validation | None
+    stop: StopSignal
+    began: float  # of this start, on time.perf_counter
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.setup.config
 
 
 def train(config: TrainConfig, workdir: Path) -> TrainState:
-    """Trains to `config.total_steps`, going on from the workdir's newest checkpoint when there is one."""
-    check_model(config.model, jax.default_backend())
-    mesh = make_mesh(config.mesh)
-    check_batch(config.data.global_batch_size, mesh)
+    """Trains for `config.duration`, going on from the workdir's newest checkpoint when there is one."""
+    began = time.perf_counter()
     classes, sources = open_data(config.data)
-    definition = define_model(config.model, config.tasks, classes)
-    claim_workdir(workdir, config, classes)
-    logger.info(
-        "model: %s, %.4g M parameters, %.4g GFLOP an image and training step",
-        config.model.variant,
-        num_parameters(definition) / 1e6,
-        train_flops(definition) / 1e9,
-    )
-    setup = build(definition, config, mesh)
-    loader = make_loader(config, sources)
-    try:
-        with CheckpointStore(workdir, config.checkpoint) as store:
-            state = restore_or_init(store, setup, config, loader)
-            return run_steps(state, setup, config, classes, loader, store, mesh, workdir)
-    finally:
-        write_rejects(workdir, loader)
-        loader.close()
+    config = resolve_durations(config, sum(len(source) for source in sources))
+    mesh = make_mesh(config.mesh)
+    setup = build(define_model(config.model, config.tasks, classes), config, mesh)
+    # The signal is held until the last save is written: a second one must not cut that short.
+    with WorkdirLock(workdir), StopSignal(notice=find_notice(os.environ)) as stop:
+        claim_workdir(workdir, config, classes)
+        report_layout(setup, workdir)
+        validation = make_validation(setup, classes)
+        loader = make_loader(config, sources)
+        try:
+            with CheckpointStore(workdir, config.checkpoint) as store:
+                run = Run(setup, workdir, classes, loader, store, validation, stop, began)
+                return run_steps(run, restore_or_init(run))
+        except Exception as error:
+            if lost := translate(error):
+                raise lost from error
+            raise
+        finally:
+            write_rejects(workdir, loader)
+            loader.close()
 
 
-def run_steps(
-    state: TrainState,
-    setup: Setup,
-    config: TrainConfig,
-    classes: Mapping[str, Sequence[str]],
-    loader: TrainLoader,
-    store: CheckpointStore,
-    mesh: Mesh,
-    workdir: Path,
-) -> TrainState:
+def run_steps(run: Run, state: TrainState) -> TrainState:
     """The hot loop. The host waits for the device at logging points only."""
-    start, total = int(state.step), config.total_steps
-    flops = train_flops(setup.definition)
-    peak = device_peak_flops() * jax.device_count()
-    writing = MetricsWriter(
-        workdir,
-        start_step=start,
-        tensorboard=config.log.tensorboard,
-        enabled=jax.process_index() == 0,
-    )
-    meter = RateMeter(config.data.global_batch_size)
+    config, step = run.config, int(state.step)
     # Collectives of several steps in flight starve the thread pool that fake CPU devices share: a deadlock.
     one_at_a_time = jax.default_backend() == "cpu" and jax.device_count() > 1
-    with StopSignal() as stop, Task("train", total, start) as progress, writing as writer:
-        for step in range(start + 1, total + 1):
-            waited = time.perf_counter()
-            batch = put_batch(next(loader), mesh)
-            meter.waited(time.perf_counter() - waited)
-            state, metrics = setup.step(state, batch, sample_patch_size(config, step))
+    functions = StepFunctions(run.setup)
+    opened = open_hooks(run.setup, run.workdir, step, int(state.skipped), run.began)
+    with opened as hooks, jax.transfer_guard("disallow"):
+        for iteration in itertools.count(1):
+            if step >= config.total_steps:
+                break
+            step += 1
+            batch = next_batch(run, hooks.meter)
+            function = functions.of(step, hooks)
+            hooks.profile.before_step(step, state)
+            with annotate(step):
+                state, metrics = function(state, batch)
             if one_at_a_time:
                 jax.block_until_ready(metrics)
-            if step % config.log.every_steps == 0 or step in (1, total):
-                values = {f"train/{k}": float(v) for k, v in jax.device_get(metrics).items()}
-                values |= meter.read(flops, peak)
-                writer.write(step, values)
-                progress.update(
-                    step,
-                    f"loss {values['train/loss']:.3f}, {values['images_per_sec']:.0f} images/s",
-                )
-            if step % config.checkpoint.every_steps == 0 or step == total or stop.requested:
-                store.save(step, state, config, classes, loader.get_state())
-            if stop.requested and step < total:
+            hooks.profile.after_step(step, metrics)
+            hooks.watchdog.beat(step)
+            # Processes agree by counting calls: steps would not do, since a run may go back.
+            stopping = run.stop.should_stop(iteration)
+            values = log_step(run, hooks, step, metrics)
+            good = hooks.check_skipped(step, values)
+            if good is not None:
+                state = roll_back(run, hooks, step, good)
+                step = int(jax.device_get(state.step))
+            else:
+                values |= validate(run, hooks, step, state)
+                if values:
+                    hooks.writer.write(step, values)
+                save(run, hooks, step, state, values, now=stopping)
+            if stopping and step < config.total_steps:
+                unlogged = hooks.read_meter(step).get("productive_seconds", 0.0)
+                hooks.writer.event("preempted", step=step, productive_seconds=unlogged)
                 raise Preempted(
-                    f"stopped by SIGTERM after step {step}, which is saved in {workdir}"
+                    f"stopped by SIGTERM after step {step}, which is saved in {run.workdir}"
                 )
+        hooks.writer.event("end", step=step)
+    return state
+
+
+class StepFunctions:
+    """The compiled step of every patch size, each compiled when it is first wanted."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._compiled: dict[int | None, jax.stages.Compiled] = {}
+
+    def of(self, step: int, hooks: Hooks) -> jax.stages.Compiled:
+        patch_size = sample_patch_size(self._setup.config, step)
+        if patch_size not in self._compiled:
+            began = time.perf_counter()
+            with hooks.watchdog.pause(), jax.transfer_guard("allow"):  # constants of the program
+                self._compiled[patch_size] = lower(self._setup, patch_size).compile()
+            logger.info("compiled the step in %.1f s", time.perf_counter() - began)
+        return self._compiled[patch_size]
+
+
+def next_batch(run: Run, meter: StepMeter) -> dict[str, Any]:
+    began = time.perf_counter()
+    batch = next(run.loader)
+    meter.waited_for_input(time.perf_counter() - began)
+    return put_batch(batch, run.setup.mesh)
+
+
+def log_step(run: Run, hooks: Hooks, step: int, metrics: Metrics) -> dict[str, float]:
+    """The metrics at logging points, where the host waits for the device; else nothing."""
+    config = run.config
+    if step == hooks.first_step:
+        jax.block_until_ready(metrics)
+        hooks.meter.first_step_done()
+    if step % config.log.every_steps and step not in (1, config.total_steps):
+        return {}
+    values = {f"train/{name}": float(v) for name, v in jax.device_get(metrics).items()}
+    values |= hooks.read_meter(step)
+    losses = {t.name: f"{values[f'train/{t.name}/loss']:.4f}" for t in config.tasks}
+    info = f"loss {values['train/loss']:.3f}"
+    if "images_per_sec" in values:
+        info += f", {values['images_per_sec']:.0f} images/s"
+    hooks.progress.update(step, info, details=losses)
+    return values
+
+
+def validate(run: Run, hooks: Hooks, step: int, state: TrainState) -> dict[str, float]:
+    """Metrics on held-out examples when they are due."""
+    if run.validation is None or not validation_due(run.config, step):
+        return {}
+    jax.block_until_ready(state)
+    began = time.perf_counter()
+    with hooks.watchdog.pause(), jax.transfer_guard("allow"):
+        values = run.validation(state)
+    hooks.meter.validated(time.perf_counter() - began)
+    return values
+
+
+def save(
+    run: Run, hooks: Hooks, step: int, state: TrainState, values: Mapping[str, float], *, now: bool
+) -> None:
+    """Starts a checkpoint at its interval, at the end, and `now`."""
+    config = run.config
+    if step % config.checkpoint.every_steps and step != config.total_steps and not now:
+        return
+    meta = describe(step, config.model, config.tasks, run.classes)
+    meta |= {"config": json.loads(to_json(config)), "data": run.loader.get_state()}
+    before = run.store.blocked_seconds
+    with hooks.watchdog.pause(), jax.transfer_guard("allow"):
+        run.store.save(step, state, meta, values)
+    hooks.meter.blocked_by_checkpoint(run.store.blocked_seconds - before)
+
+
+def roll_back(run: Run, hooks: Hooks, step: int, good: int) -> TrainState:
+    """The newest checkpoint of step `good` or before; the data goes on from where it is, past the bad examples."""
+    with hooks.watchdog.pause(), jax.transfer_guard("allow"):
+        found = run.store.restore(run.setup.abstract, run.setup.shardings, before=good)
+        if found is None:
+            raise UserError(
+                f"loss or gradients were not usable in more than {run.config.survival.max_skipped} steps before "
+                f"step {step}, and no earlier checkpoint exists to go back to; lower optim.lr or lengthen "
+                "optim.warmup, and take a new --workdir."
+            )
+        state, _ = found
+        back = int(state.step)
+        run.store.delete_after(back)
+        hooks.rolled_back(run.workdir, step, back, int(state.skipped))
+    logger.warning(
+        "step %d: too many unusable steps; back to the checkpoint of step %d", step, back
+    )
     return state
 
 
@@ -150,140 +234,40 @@ def make_loader(config: TrainConfig, sources: Sequence[Source]) -> TrainLoader:
     )
 
 
-def build(definition: ModelDefinition, config: TrainConfig, mesh: Mesh) -> Setup:
-    """The jitted step with every input and output placed."""
-    axes = definition.axes()
-    optimizer = make_optimizer(
-        config.optim, config.total_steps, {name: axes[name] for name in definition.shapes()}
-    )
-    shardings = state_shardings(definition, optimizer, mesh, config.mesh.layout)
-    schedule = make_schedule(config.optim, config.total_steps)
-    pure_step = make_step(definition, optimizer, schedule, config)
-
-    def step_on_mesh(
-        state: TrainState, batch: dict[str, Any], patch_size: int | None = None
-    ) -> Any:
-        # Pallas kernels ask for the mesh while they are traced: XLA does not partition them.
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return pure_step(state, batch, patch_size)
-
-    on_gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
-    step = jax.jit(
-        step_on_mesh,
-        compiler_options=GPU_COMPILER_OPTIONS if on_gpu else None,
-        static_argnums=2,
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
-    )
-    return Setup(definition, optimizer, shardings, step)
-
-
-def restore_or_init(
-    store: CheckpointStore, setup: Setup, config: TrainConfig, loader: TrainLoader
-) -> TrainState:
+def restore_or_init(run: Run) -> TrainState:
     """The newest checkpoint with the data position it was saved at, or a fresh state."""
-    latest = store.latest_step()
-    if latest is not None:
-        abstract = abstract_state(setup.definition, setup.optimizer)
-        state, meta = store.restore(latest, abstract, setup.shardings)
-        loader.set_state(meta["data"])
+    setup, config = run.setup, run.config
+    found = run.store.restore(setup.abstract, setup.shardings)
+    if found is not None:
+        state, meta = found
+        run.loader.set_state(meta["data"])
+        logger.info("goes on from the checkpoint of step %d", int(state.step))
         return state
+    ema = config.optim.ema_decay > 0
     create = jax.jit(
-        lambda seed: init_state(setup.definition, setup.optimizer, seed),
+        lambda seed: init_state(setup.definition, setup.optimizer, seed, ema=ema),
         out_shardings=setup.shardings,
     )
     state = create(config.seed)
     if not config.init.checkpoint:
         return state
-    taken = initial_params(config.init, setup.definition)
     places = {**setup.shardings.params, **setup.shardings.statistics}
+    taken, report = initial_params(config.init, setup.definition, places)
+    logger.info("init.checkpoint %s: %s", config.init.checkpoint, report.text())
     placed = {name: jax.device_put(value, places[name]) for name, value in taken.items()}
+    params = {name: placed.get(name, value) for name, value in state.params.items()}
     return dataclasses.replace(
         state,
-        params={name: placed.get(name, value) for name, value in state.params.items()},
+        params=params,
         statistics={name: placed.get(name, value) for name, value in state.statistics.items()},
+        ema={name: params[name].copy() for name in state.ema},
     )
-
-
-def initial_params(config: InitConfig, definition: ModelDefinition) -> dict[str, Any]:
-    """The variables that `init` takes from another run. Every one of them must be there with the same shape.
-
-    Layers are stacked or unstacked, and positions and patch kernel resized, to this model's layout and resolution.
-    """
-    folder = find_step(Path(config.checkpoint))
-    meta = read_meta(folder)
-    model, tasks = read_description(meta)
-    other = define_model(model, tasks, meta["classes"])
-    params = adapt(read_params(folder, other.variable_shapes()), model, definition.config)
-    ours = definition.variable_shapes()
-    wanted = [name for name in ours if re.search(config.include, name)]
-    if not wanted:
-        raise UserError(f"init.include={config.include!r} matches no parameter of this model.")
-    problems = compare_shapes(
-        {n: ours[n].shape for n in wanted}, {n: p.shape for n, p in params.items()}
-    )
-    if problems:
-        raise UserError(
-            f"init.checkpoint {folder}: {problems}; narrow init.include, or change the model."
-        )
-    return {name: params[name] for name in wanted}
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> dict[str, Any]:
     """This process's rows as part of the global, sharded batch."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda array: jax.make_array_from_process_local_data(sharding, array), batch.arrays()
-    )
-
-
-def claim_workdir(workdir: Path, config: TrainConfig, classes: Mapping[str, Sequence[str]]) -> None:
-    """Writes `config.json` and `classes.json`; refuses a workdir with checkpoints of another config."""
-    text = to_json(config)
-    path = workdir / CONFIG_FILE
-    changed: list[str] = []
-    if path.is_file() and has_step(workdir):
-        keys = _changed_keys(json.loads(path.read_text()), json.loads(text))
-        changed = [key for key in keys if not key.startswith(FREE_KEYS)]
-    if changed:
-        raise UserError(
-            f"{workdir} holds a run of another config (it differs in {', '.join(changed[:5])}); "
-            "take a new --workdir, or the old config to go on with that run."
+    with jax.transfer_guard_host_to_device("allow"):  # the one transfer that is meant
+        return jax.tree.map(
+            lambda array: jax.make_array_from_process_local_data(sharding, array), batch.arrays()
         )
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        _write(
-            workdir / CLASSES_FILE,
-            json.dumps({k: list(v) for k, v in classes.items()}, ensure_ascii=False),
-        )
-        _write(path, text)
-
-
-def write_rejects(workdir: Path, loader: TrainLoader) -> None:
-    """Every image that could not be decoded so far, with its reason."""
-    rejects = loader.rejects
-    if rejects and jax.process_index() == 0:
-        rows = [
-            json.dumps({"id": name, "stage": "decode", "reason": why})
-            for name, why in rejects.items()
-        ]
-        _write(workdir / REJECTS_FILE, "\n".join(rows) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def _changed_keys(old: Any, new: Any, where: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            key
-            for name in {**old, **new}
-            for key in _changed_keys(
-                old.get(name), new.get(name), f"{where}.{name}" if where else name
-            )
-        ]
-    return [] if old == new else [where]

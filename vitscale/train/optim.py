@@ -1,72 +1,136 @@
-"""The optimiser as an optax chain over the flat dict of named parameters."""
+"""The optimiser: from gradients by parameter name to what is added to the parameters.
+
+Clip by global norm → direction → + weight decay · parameter → · -learning rate. Weight decay is decoupled and scaled
+by the learning rate (Loshchilov & Hutter, 2019, arXiv 1711.05101, as optax and PyTorch have it).
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
+from jax.tree_util import DictKey, GetAttrKey
+from jaxtyping import Array, Float
 
 from vitscale.config import OptimConfig
-from vitscale.errors import UserError
+from vitscale.train.optim_adafactor import REDUCED_AXIS
+from vitscale.train.optim_directions import make_direction
+from vitscale.train.parameter_rules import ParameterSettings, resolve_settings
+from vitscale.train.schedules import make_schedule
 
 
-def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up to `lr`, then cosine to `final_lr_fraction * lr`, or constant."""
-    if config.warmup_steps >= total_steps:
-        raise UserError(
-            f"optim.warmup_steps={config.warmup_steps} must be below total_steps={total_steps}."
-        )
-    rest = total_steps - config.warmup_steps
-    main = (
-        optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr_fraction)
-        if config.schedule == "cosine"
-        else optax.constant_schedule(config.lr)
-    )
-    if not config.warmup_steps:
-        return main
-    # Starts at lr / warmup, so that the first step already learns.
-    warmup = optax.linear_schedule(
-        config.lr / config.warmup_steps, config.lr, max(config.warmup_steps - 1, 1)
-    )
-    return optax.join_schedules([warmup, main], [config.warmup_steps])
+@dataclass(frozen=True)
+class Axes:
+    """Logical axis names of one array of optimiser state; a leaf of a tree, which a bare tuple would not be."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Pure functions over flat dicts of arrays by name. Frozen parameters appear in neither state nor updates."""
+
+    settings: Mapping[str, ParameterSettings]
+    schedule: optax.Schedule  # steps done → learning rate
+    direction: optax.GradientTransformation
+    weight_decay: float
+    grad_clip_norm: float  # 0: no clipping
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The names that are not frozen, in the model's order."""
+        return tuple(name for name, each in self.settings.items() if not each.freeze)
+
+    def init(self, params: Mapping[str, Array]) -> Any:
+        """The state before the first update; `params` may hold frozen parameters as well."""
+        return self.direction.init({name: params[name] for name in self.trainable})
+
+    def update(
+        self,
+        grads: Mapping[str, Array],
+        state: Any,
+        params: Mapping[str, Array],
+        step: Array | int,
+    ) -> tuple[dict[str, Array], Any]:
+        """(updates, to be added to the parameters: float32; the new state), both of trainable parameters only.
+
+        Args:
+            grads: of the trainable parameters; narrower ones are widened to float32 first.
+            params: of the trainable parameters at least.
+            step: where the schedule is. It comes from outside, because a run goes on after a step that was skipped,
+                and its state, with Adam's count of updates, does not.
+        """
+        kept = {name: params[name] for name in self.trainable}
+        directions = {name: grads[name].astype(jnp.float32) for name in self.trainable}
+        if self.grad_clip_norm:
+            clip = optax.clip_by_global_norm(self.grad_clip_norm)
+            directions, _ = clip.update(directions, optax.EmptyState())
+        directions, state = self.direction.update(directions, state, kept)
+        lr = self.schedule(step)
+        updates = {name: self._scale(name, directions[name], kept[name], lr) for name in kept}
+        return updates, state
+
+    def _scale(
+        self, name: str, direction: Array, param: Array, lr: Float[Array, ""] | float
+    ) -> Array:
+        settings = self.settings[name]
+        if weight_decay := self.weight_decay * settings.weight_decay:
+            direction = direction + weight_decay * param
+        update = -lr * direction
+        if settings.lr != 1:
+            update = update * settings.lr
+        if settings.layer_lr is not None:
+            factors = jnp.asarray(settings.layer_lr, jnp.float32)
+            update = update * factors.reshape(-1, *[1] * (param.ndim - 1))
+        return update
+
+    def state_axes(
+        self, axes: Mapping[str, tuple[str, ...]], shapes: Mapping[str, jax.ShapeDtypeStruct]
+    ) -> Any:
+        """A tree like the state with an `Axes` for each array: its parameter's, less what a factored moment averages.
+
+        Scalars have none. Shardings of the state follow from it.
+        """
+
+        def axes_of(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Axes:
+            keys = [key.key for key in path if isinstance(key, DictKey)]
+            fields = [key.name for key in path if isinstance(key, GetAttrKey)]
+            names = next((list(axes[key]) for key in keys if key in self.settings), [])
+            for field in fields:
+                if field in REDUCED_AXIS:
+                    del names[REDUCED_AXIS[field]]
+            if len(names) != leaf.ndim:
+                raise ValueError(f"{jax.tree_util.keystr(path)} {leaf.shape} has axes {names}")
+            return Axes(tuple(names))
+
+        return jax.tree_util.tree_map_with_path(axes_of, jax.eval_shape(self.init, dict(shapes)))
 
 
 def make_optimizer(
-    config: OptimConfig, total_steps: int, axes: Mapping[str, tuple[str, ...]]
-) -> optax.GradientTransformation:
-    """Clip by global norm → AdamW (decay on matrices only) → LR multipliers by parameter name.
+    config: OptimConfig,
+    total_steps: int,
+    axes: Mapping[str, tuple[str, ...]],
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+) -> Optimizer:
+    """The optimiser of a config whose durations are steps (`vitscale.config.resolve_durations`).
 
-    axes: logical axis names of every parameter. A stack of vectors (`layers`, …) is not a matrix.
+    Args:
+        axes: logical axis names by parameter.
+        shapes: of every parameter, frozen ones included.
+
+    Raises:
+        UserError: see `make_schedule`, `resolve_settings` and `make_direction`.
     """
-    decay_mask = {name: len(set(names) - {"layers"}) > 1 for name, names in axes.items()}
-    multipliers = resolve_multipliers(config.lr_multipliers, list(axes))
-    clip = (
-        optax.clip_by_global_norm(config.grad_clip_norm)
-        if config.grad_clip_norm > 0
-        else optax.identity()
-    )
-    adamw = optax.adamw(
-        make_schedule(config, total_steps),
-        b1=config.b1,
-        b2=config.b2,
+    settings = resolve_settings(config, axes, shapes)
+    trained = {name: axes[name] for name, each in settings.items() if not each.freeze}
+    return Optimizer(
+        settings=settings,
+        schedule=make_schedule(config, total_steps),
+        direction=make_direction(config, trained),
         weight_decay=config.weight_decay,
-        mask=decay_mask,
+        grad_clip_norm=config.grad_clip_norm,
     )
-    scale = optax.stateless(
-        lambda updates, _: {name: u * multipliers[name] for name, u in updates.items()}
-    )
-    return optax.chain(clip, adamw, scale)
-
-
-def resolve_multipliers(rules: Mapping[str, float], names: list[str]) -> dict[str, float]:
-    """The factor of every parameter: the first rule that matches, else 1. A rule that matches nothing is an error."""
-    for pattern in rules:
-        if not any(re.search(pattern, name) for name in names):
-            raise UserError(
-                f"optim.lr_multipliers: {pattern!r} matches no parameter; names look like {names[0]}."
-            )
-    return {
-        name: next((factor for pattern, factor in rules.items() if re.search(pattern, name)), 1.0)
-        for name in names
-    }

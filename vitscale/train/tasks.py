@@ -9,6 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vitscale.config import TaskConfig
+from vitscale.models.heads import (
+    ClassificationHead,
+    EmbeddingHead,
+    OrdinalHead,
+    uses_sharded_loss,
+    uses_sigmoid,
+)
+from vitscale.train.class_losses import sharded_class_loss
 
 
 class Sum(NamedTuple):
@@ -19,6 +27,54 @@ class Sum(NamedTuple):
 
     def mean(self) -> Float[Array, ""]:
         return self.total / jnp.maximum(self.weight, 1.0)
+
+
+class TaskResult(NamedTuple):
+    """What a batch says about one task, over the examples that have a label for it."""
+
+    loss: Sum
+    correct: Sum  # how often the top class is one of the labels
+
+
+def evaluate_task(
+    task: TaskConfig,
+    head: ClassificationHead | OrdinalHead | EmbeddingHead,
+    pooled: Float[Array, "B D"],
+    labels: Int[Array, "B K"],
+    weights: Float[Array, "B K"],
+    *,
+    num_classes: int,
+    key: Array | None = None,
+) -> TaskResult:
+    """Loss and accuracy from the backbone's pooled features, in the compute dtype.
+
+    Few classes: from all logits. Many (`uses_sharded_loss`): on the shards of the mesh that the caller traces with
+    (`jax.sharding.use_abstract_mesh`). key: for the classes that `task.sampled_classes` leaves out; None (validation):
+    none is left out.
+    """
+    if not uses_sharded_loss(task, num_classes) or isinstance(head, OrdinalHead):
+        logits = head.logits(head(pooled))
+        return TaskResult(
+            task_loss(task, logits, labels, weights), task_accuracy(logits, labels, weights)
+        )
+    losses, correct = sharded_class_loss(
+        head.scores(pooled),
+        labels,
+        weights,
+        num_classes=num_classes,
+        loss="sigmoid" if uses_sigmoid(task) else "softmax",
+        label_smoothing=task.label_smoothing,
+        chunk=task.class_chunk,
+        sampled=task.sampled_classes,
+        key=key,
+        mesh=jax.sharding.get_abstract_mesh(),
+    )
+    labelled = weights.sum(axis=1) > 0
+    count = jnp.sum(labelled, dtype=jnp.float32)
+    return TaskResult(
+        Sum(jnp.sum(losses * labelled), count),
+        Sum(jnp.sum(correct & labelled, dtype=jnp.float32), count),
+    )
 
 
 def task_loss(
@@ -33,7 +89,7 @@ def task_loss(
     """
     logits = logits.astype(jnp.float32)
     labelled = weights.sum(axis=1) > 0
-    if task.kind == "multi_label" and task.loss == "sigmoid":
+    if uses_sigmoid(task):
         losses = sigmoid_loss(logits, labels, weights)
     else:
         losses = softmax_loss(logits, labels, weights, task.label_smoothing)

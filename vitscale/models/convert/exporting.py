@@ -31,12 +31,11 @@ from vitscale.models.vit_shape import resolve_shape
 from vitscale.models.weights import LoadedModel
 
 logger = logging.getLogger(__name__)
-FORMATS = ("big_vision", "timm", "hf", "safetensors", "stablehlo")
 LINEAR_KINDS = ("single_label", "multi_label")
 
 
 def export_weights(kind: str, model: LoadedModel, output: Path, task: str | None = None) -> None:
-    """Writes `output`: a file for big_vision, a folder for everything else.
+    """Writes `output` in one of `formats.EXPORT_FORMATS`: a file for big_vision, else a folder.
 
     task: the head that timm, hf and big_vision files get ("none": no head); default: the only linear one.
     Raises `UserError` for an option of the model that the format has no place for.
@@ -49,6 +48,7 @@ def export_weights(kind: str, model: LoadedModel, output: Path, task: str | None
     if kind == "safetensors":
         return native.write(output, model.model, model.tasks, model.classes, params)
     head, names = choose_head(model, task)
+    params = _without_padding(params, head)
     if is_cnn(model.model.variant):
         return _export_cnn(kind, model.model, head, names, params, output)
     config, params = _explicit(kind, model.model, unstack_layers(params), head)
@@ -97,6 +97,14 @@ def choose_head(model: LoadedModel, task: str | None) -> tuple[Head | None, list
         return None, None
     names = model.classes[chosen.label_field]
     return Head(f"heads/{chosen.name}/linear", len(names)), names
+
+
+def _without_padding(params: Arrays, head: Head | None) -> Arrays:
+    """The head cut to its classes: with a sharded loss it is stored with more (`heads.stored_classes`)."""
+    if head is None:
+        return params
+    mine = {n: a[..., : head.classes] for n, a in params.items() if n.startswith(head.prefix + "/")}
+    return {**params, **mine}
 
 
 def _explicit(

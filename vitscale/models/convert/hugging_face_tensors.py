@@ -7,10 +7,11 @@ from vitscale.models.convert.describe import Head, refuse
 from vitscale.models.convert.tensors import (
     Tensor,
     fused,
+    linear,
+    norm,
     patch_conv,
     reshaped,
     same,
-    transposed,
 )
 from vitscale.models.vit_shape import resolve_shape
 
@@ -30,26 +31,26 @@ def vit_tensors(config: ModelConfig, head: Head | None, prefix: str) -> list[Ten
         fused(f"{embeddings}.position_embeddings", positions, axis=1),
         patch_conv(f"{projection}.weight", f"{ours}/kernel", shape.patch, width),
         same(f"{projection}.bias", (width,), f"{ours}/bias"),
-        *_norm(f"{prefix}layernorm", "backbone/norm", width),
+        *norm(f"{prefix}layernorm", "backbone/norm", width),
     ]
     for i in range(size.depth):
         layer, ours = f"{prefix}encoder.layer.{i}", f"backbone/blocks/{i}"
-        tensors += _norm(f"{layer}.layernorm_before", f"{ours}/attention_norm", width)
+        tensors += norm(f"{layer}.layernorm_before", f"{ours}/attention_norm", width)
         for part in ("query", "key", "value"):
             theirs = f"{layer}.attention.attention.{part}"
-            tensors += _linear(theirs, f"{ours}/attention/{part}", width, width)
+            tensors += linear(theirs, f"{ours}/attention/{part}", width, width)
         tensors += [
-            *_linear(f"{layer}.attention.output.dense", f"{ours}/attention/out", width, width),
-            *_norm(f"{layer}.layernorm_after", f"{ours}/mlp_norm", width),
-            *_linear(f"{layer}.intermediate.dense", f"{ours}/mlp/hidden", width, size.mlp_dim),
-            *_linear(f"{layer}.output.dense", f"{ours}/mlp/out", size.mlp_dim, width),
+            *linear(f"{layer}.attention.output.dense", f"{ours}/attention/out", width, width),
+            *norm(f"{layer}.layernorm_after", f"{ours}/mlp_norm", width),
+            *linear(f"{layer}.intermediate.dense", f"{ours}/mlp/hidden", width, size.mlp_dim),
+            *linear(f"{layer}.output.dense", f"{ours}/mlp/out", size.mlp_dim, width),
         ]
     if config.representation_size:
         pooler = f"{prefix}pooler.dense"
-        tensors += _linear(pooler, "backbone/representation", width, config.representation_size)
+        tensors += linear(pooler, "backbone/representation", width, config.representation_size)
     if head:
         features = config.representation_size or width
-        tensors += _linear("classifier", head.prefix, features, head.classes)
+        tensors += linear("classifier", head.prefix, features, head.classes)
     return tensors
 
 
@@ -64,18 +65,18 @@ def siglip_tensors(config: ModelConfig, prefix: str) -> list[Tensor]:
         patch_conv(f"{projection}.weight", f"{ours}/kernel", shape.patch, width),
         same(f"{projection}.bias", (width,), f"{ours}/bias"),
         same(*positions, "backbone/position_embedding"),
-        *_norm(f"{prefix}post_layernorm", "backbone/norm", width),
+        *norm(f"{prefix}post_layernorm", "backbone/norm", width),
     ]
     for i in range(size.depth):
         layer, ours = f"{prefix}encoder.layers.{i}", f"backbone/blocks/{i}"
         for theirs, part in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "out")):
             name = f"{layer}.self_attn.{theirs}_proj"
-            tensors += _linear(name, f"{ours}/attention/{part}", width, width)
+            tensors += linear(name, f"{ours}/attention/{part}", width, width)
         tensors += [
-            *_norm(f"{layer}.layer_norm1", f"{ours}/attention_norm", width),
-            *_norm(f"{layer}.layer_norm2", f"{ours}/mlp_norm", width),
-            *_linear(f"{layer}.mlp.fc1", f"{ours}/mlp/hidden", width, size.mlp_dim),
-            *_linear(f"{layer}.mlp.fc2", f"{ours}/mlp/out", size.mlp_dim, width),
+            *norm(f"{layer}.layer_norm1", f"{ours}/attention_norm", width),
+            *norm(f"{layer}.layer_norm2", f"{ours}/mlp_norm", width),
+            *linear(f"{layer}.mlp.fc1", f"{ours}/mlp/hidden", width, size.mlp_dim),
+            *linear(f"{layer}.mlp.fc2", f"{ours}/mlp/out", size.mlp_dim, width),
         ]
     if config.pooling == "map":
         tensors += _siglip_head(f"{prefix}head", width, size.mlp_dim)
@@ -85,29 +86,15 @@ def siglip_tensors(config: ModelConfig, prefix: str) -> list[Tensor]:
 def _siglip_head(theirs: str, width: int, mlp_dim: int) -> list[Tensor]:
     ours = "backbone/map"
     # torch's MultiheadAttention: Q, K and V in one matrix.
-    qkv = [_linear("", f"{ours}/{part}", width, width) for part in ("query", "key", "value")]
+    qkv = [linear("", f"{ours}/{part}", width, width) for part in ("query", "key", "value")]
     return [
         reshaped(f"{theirs}.probe", (1, 1, width), f"{ours}/probe", (1, width)),
         fused(f"{theirs}.attention.in_proj_weight", [weight for weight, _ in qkv]),
         fused(f"{theirs}.attention.in_proj_bias", [bias for _, bias in qkv]),
-        *_linear(f"{theirs}.attention.out_proj", f"{ours}/out", width, width),
-        *_norm(f"{theirs}.layernorm", f"{ours}/norm", width),
-        *_linear(f"{theirs}.mlp.fc1", f"{ours}/mlp/hidden", width, mlp_dim),
-        *_linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/out", mlp_dim, width),
-    ]
-
-
-def _norm(theirs: str, ours: str, width: int) -> list[Tensor]:
-    return [
-        same(f"{theirs}.weight", (width,), f"{ours}/scale"),
-        same(f"{theirs}.bias", (width,), f"{ours}/bias"),
-    ]
-
-
-def _linear(theirs: str, ours: str, inputs: int, outputs: int) -> list[Tensor]:
-    return [
-        transposed(f"{theirs}.weight", f"{ours}/kernel", inputs, outputs),
-        same(f"{theirs}.bias", (outputs,), f"{ours}/bias"),
+        *linear(f"{theirs}.attention.out_proj", f"{ours}/out", width, width),
+        *norm(f"{theirs}.layernorm", f"{ours}/norm", width),
+        *linear(f"{theirs}.mlp.fc1", f"{ours}/mlp/hidden", width, mlp_dim),
+        *linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/out", mlp_dim, width),
     ]
 
 

@@ -16,13 +16,13 @@ from vitscale.models.adapt import adapt
 from vitscale.models.convert import big_vision, hugging_face, native, resnet, timm_vit
 from vitscale.models.convert.describe import Described, Head, ImportOptions
 from vitscale.models.convert.files import find_safetensors, open_npz, read_json, reading
+from vitscale.models.convert.formats import IMPORT_FORMATS
 from vitscale.models.convert.tensors import check_shapes
 from vitscale.models.convert.timm_names import RESNETS
 from vitscale.models.multitask import check_model
 from vitscale.models.resnet import is_cnn
 
 logger = logging.getLogger(__name__)
-FORMATS = ("big_vision", "timm", "hf", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def import_weights(
     class_names: list[str] | None = None,
     num_classes: int | None = None,
 ) -> Imported:
-    """Reads a file of one of `FORMATS`.
+    """Reads a file of one of `IMPORT_FORMATS`.
 
     Args:
         image_size: of the result; positions are resampled to it. Default: the file's own.
@@ -66,7 +66,7 @@ def import_weights(
     tasks: tuple[TaskConfig, ...] = ()
     classes: dict[str, list[str]] = {}
     if head is not None:
-        tasks = (TaskConfig(options.task, "single_label"),)
+        tasks = (TaskConfig(options.task, "single_label", sharded_loss=False),)
         names = class_names or described.class_names or [str(i) for i in range(head.classes)]
         classes = {options.task: _checked_names(names, head.classes, options.path)}
     return _resized(Imported(config, tasks, classes, params), image_size)
@@ -112,7 +112,7 @@ def describe(kind: str, options: ImportOptions) -> Described:
     if kind == "hf":
         return hugging_face.describe(file, folder, options)
     if kind != "timm":
-        raise UserError(f"--format {kind} is not one of {', '.join(FORMATS)}.")
+        raise UserError(f"--format {kind} is not one of {', '.join(IMPORT_FORMATS)}.")
     hub: dict[str, Any] = {}
     # A bare file may lie beside the config.json of something else: then --model says that it is bare.
     if (folder / "config.json").is_file() and not options.model:

@@ -26,7 +26,7 @@ from vitscale.models.convert.resnet_timm import (
     timm_to_params,
 )
 from vitscale.models.convert.tensors import Arrays, Read, Shape
-from vitscale.models.convert.timm_names import RESNETS
+from vitscale.models.convert.timm_names import RESNETS, pretrained_cfg
 
 BACKBONE = "backbone/"
 
@@ -108,23 +108,12 @@ def hub_config(
 ) -> dict[str, Any]:
     """`config.json` of a hub folder."""
     architecture = next(timm for timm, ours in RESNETS.items() if ours == config.variant)
-    classes = head.classes if head else 0
-    pretrained: dict[str, Any] = {
-        "tag": "vitscale",
-        "custom_load": False,
-        "input_size": [3, *config.image_hw],
-        "mean": list(config.mean),
-        "std": list(config.std),
-        "num_classes": classes,
-        "first_conv": "conv1",
-        "classifier": "fc",
-    }
-    if head and class_names:
-        pretrained["label_names"] = class_names
     return {
         "architecture": architecture,
-        "num_classes": classes,
+        "num_classes": head.classes if head else 0,
         "num_features": 2048,
         "global_pool": "avg",
-        "pretrained_cfg": pretrained,
+        "pretrained_cfg": pretrained_cfg(
+            config, head, class_names, first_conv="conv1", classifier="fc"
+        ),
     }

@@ -6,18 +6,18 @@ Layout changes are reshapes, transposes, concatenations and stacks, so a round t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from vitscale.errors import UserError
+from vitscale.models.adapt import compare_shapes
 
 Shape = tuple[int, ...]
 Arrays = dict[str, np.ndarray]
 Read = Callable[[str], np.ndarray]
-MAX_NAMES_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,22 @@ def transposed(name: str, parameter: str, inputs: int, outputs: int) -> Tensor:
         lambda theirs: (np.ascontiguousarray(theirs.T),),
         lambda ours: np.ascontiguousarray(ours.T),
     )
+
+
+def norm(theirs: str, ours: str, width: int) -> list[Tensor]:
+    """Scale and bias of a normalisation."""
+    return [
+        same(f"{theirs}.weight", (width,), f"{ours}/scale"),
+        same(f"{theirs}.bias", (width,), f"{ours}/bias"),
+    ]
+
+
+def linear(theirs: str, ours: str, inputs: int, outputs: int) -> list[Tensor]:
+    """Kernel and bias of torch's linear layer."""
+    return [
+        transposed(f"{theirs}.weight", f"{ours}/kernel", inputs, outputs),
+        same(f"{theirs}.bias", (outputs,), f"{ours}/bias"),
+    ]
 
 
 def patch_conv(name: str, parameter: str, patch: int, width: int) -> Tensor:
@@ -146,27 +162,6 @@ class TensorMap:
 
 def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str) -> None:
     """Raises `UserError` naming missing keys, extra keys and other shapes."""
-    problems = [
-        _listed("missing", [name for name in expected if name not in found]),
-        _listed("extra", [name for name in found if name not in expected]),
-        _listed(
-            "other shapes:",
-            [
-                f"{name} is {found[name]}, expected {shape}"
-                for name, shape in expected.items()
-                if name in found and found[name] != shape
-            ],
-        ),
-    ]
-    if any(problems):
-        raise UserError(f"{where} does not fit: {'; '.join(filter(None, problems))}.")
-
-
-def _listed(what: str, names: Iterable[str]) -> str:
-    names = list(names)
-    if not names:
-        return ""
-    more = len(names) - MAX_NAMES_SHOWN
-    return f"{what} {', '.join(names[:MAX_NAMES_SHOWN])}" + (
-        f" and {more} more" if more > 0 else ""
-    )
+    problems = compare_shapes(expected, found, exact=True)
+    if problems:
+        raise UserError(f"{where} does not fit: {problems}.")

@@ -1,4 +1,5 @@
-"""What a timm model name says that its weights do not: heads, GELU flavour, image size, input normalisation.
+"""What stands beside timm's weights: what a model name says that they do not (heads, GELU flavour, image size, input
+normalisation), and the `pretrained_cfg` of a hub folder.
 
 Read off the registry of timm 1.0.31; `tests/models/test_convert_timm.py` compares the rules with all of its ViTs.
 """
@@ -7,9 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
+from vitscale.config import ModelConfig
 from vitscale.errors import UserError
-from vitscale.models.convert.describe import HALF, IMAGENET
+from vitscale.models.convert.describe import HALF, IMAGENET, Head
 
 RESNETS = {
     "resnet50": "resnet50",
@@ -88,3 +91,25 @@ def heads_of(name: str, width: int) -> int | None:
     if name.startswith("vit_giant_") and width == 1536:
         return 24
     return _HEADS_BY_WIDTH.get(width)
+
+
+def pretrained_cfg(
+    config: ModelConfig,
+    head: Head | None,
+    class_names: list[str] | None,
+    *,
+    first_conv: str,
+    classifier: str,
+) -> dict[str, Any]:
+    """`pretrained_cfg` of a hub folder's `config.json`; first_conv, classifier: modules that timm may replace."""
+    told: dict[str, Any] = {
+        "tag": "vitscale",
+        "custom_load": False,
+        "input_size": [3, *config.image_hw],
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "num_classes": head.classes if head else 0,
+        "first_conv": first_conv,
+        "classifier": classifier,
+    }
+    return told | ({"label_names": class_names} if head and class_names else {})

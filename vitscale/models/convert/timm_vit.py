@@ -21,12 +21,13 @@ from vitscale.models.convert.tensors import (
     Tensor,
     TensorMap,
     fused,
+    linear,
+    norm,
     patch_conv,
     reshaped,
     same,
-    transposed,
 )
-from vitscale.models.convert.timm_names import heads_of, vit_facts
+from vitscale.models.convert.timm_names import heads_of, pretrained_cfg, vit_facts
 from vitscale.models.vit_shape import ViTSize, resolve_shape
 
 # Of `model_args` in a hub folder's config.json: what this module understands, or what changes no inference result.
@@ -191,32 +192,18 @@ def vit_tensors(config: ModelConfig, head: Head | None) -> list[Tensor]:
         tensors.append(reshaped("reg_token", (1, *ours), "backbone/registers", ours))
     for i in range(shape.size.depth):
         tensors += _block(config, shape.size, f"blocks.{i}", f"backbone/blocks/{i}")
-    norm = "fc_norm" if config.pooling == "gap" and config.gap_norm == "after" else "norm"
-    tensors += _norm(norm, "backbone/norm", width)
+    final = "fc_norm" if config.pooling == "gap" and config.gap_norm == "after" else "norm"
+    tensors += norm(final, "backbone/norm", width)
     if config.pooling == "map":
         tensors += _map_head(shape.size)
     if head is not None:
-        tensors += _linear("head", head.prefix, width, head.classes)
+        tensors += linear("head", head.prefix, width, head.classes)
     return tensors
-
-
-def _norm(theirs: str, ours: str, width: int) -> list[Tensor]:
-    return [
-        same(f"{theirs}.weight", (width,), f"{ours}/scale"),
-        same(f"{theirs}.bias", (width,), f"{ours}/bias"),
-    ]
-
-
-def _linear(theirs: str, ours: str, inputs: int, outputs: int) -> list[Tensor]:
-    return [
-        transposed(f"{theirs}.weight", f"{ours}/kernel", inputs, outputs),
-        same(f"{theirs}.bias", (outputs,), f"{ours}/bias"),
-    ]
 
 
 def _fused_linear(theirs: str, ours: list[str], inputs: int, outputs: int) -> list[Tensor]:
     """One matrix for several of our layers, each of `outputs` features."""
-    parts = [_linear("", name, inputs, outputs) for name in ours]
+    parts = [linear("", name, inputs, outputs) for name in ours]
     return [
         fused(f"{theirs}.weight", [weight for weight, _ in parts]),
         fused(f"{theirs}.bias", [bias for _, bias in parts]),
@@ -227,11 +214,11 @@ def _block(config: ModelConfig, size: ViTSize, theirs: str, ours: str) -> list[T
     width, attention = size.width, f"{ours}/attention"
     qkv = [f"{attention}/{part}" for part in ("query", "key", "value")]
     tensors = [
-        *_norm(f"{theirs}.norm1", f"{ours}/attention_norm", width),
+        *norm(f"{theirs}.norm1", f"{ours}/attention_norm", width),
         *_fused_linear(f"{theirs}.attn.qkv", qkv, width, width),
-        *_linear(f"{theirs}.attn.proj", f"{attention}/out", width, width),
-        *_norm(f"{theirs}.norm2", f"{ours}/mlp_norm", width),
-        *_linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/out", size.mlp_dim, width),
+        *linear(f"{theirs}.attn.proj", f"{attention}/out", width, width),
+        *norm(f"{theirs}.norm2", f"{ours}/mlp_norm", width),
+        *linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/out", size.mlp_dim, width),
     ]
     # timm packs SwiGLU's gate before its hidden layer.
     hidden = ["gate", "hidden"] if config.mlp == "swiglu" else ["hidden"]
@@ -240,7 +227,7 @@ def _block(config: ModelConfig, size: ViTSize, theirs: str, ours: str) -> list[T
     )
     if config.qk_norm:
         for letter, name in (("q", "query_norm"), ("k", "key_norm")):
-            tensors += _norm(
+            tensors += norm(
                 f"{theirs}.attn.{letter}_norm", f"{attention}/{name}", width // size.num_heads
             )
     if config.layer_scale is not None:
@@ -255,12 +242,12 @@ def _map_head(size: ViTSize) -> list[Tensor]:
     width, ours = size.width, "backbone/map"
     return [
         reshaped("attn_pool.latent", (1, 1, width), f"{ours}/probe", (1, width)),
-        *_linear("attn_pool.q", f"{ours}/query", width, width),
+        *linear("attn_pool.q", f"{ours}/query", width, width),
         *_fused_linear("attn_pool.kv", [f"{ours}/key", f"{ours}/value"], width, width),
-        *_linear("attn_pool.proj", f"{ours}/out", width, width),
-        *_norm("attn_pool.norm", f"{ours}/norm", width),
-        *_linear("attn_pool.mlp.fc1", f"{ours}/mlp/hidden", width, size.mlp_dim),
-        *_linear("attn_pool.mlp.fc2", f"{ours}/mlp/out", size.mlp_dim, width),
+        *linear("attn_pool.proj", f"{ours}/out", width, width),
+        *norm("attn_pool.norm", f"{ours}/norm", width),
+        *linear("attn_pool.mlp.fc1", f"{ours}/mlp/hidden", width, size.mlp_dim),
+        *linear("attn_pool.mlp.fc2", f"{ours}/mlp/out", size.mlp_dim, width),
     ]
 
 
@@ -305,23 +292,13 @@ def hub_config(
     }
     # SwiGLU has no JSON value in `model_args`; this architecture has it.
     architecture = "vit_giant_patch14_dinov2" if config.mlp == "swiglu" else "vit_base_patch16_224"
-    pretrained: dict[str, Any] = {
-        "tag": "vitscale",
-        "custom_load": False,
-        "input_size": [3, *config.image_hw],
-        "mean": list(config.mean),
-        "std": list(config.std),
-        "num_classes": classes,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
-    if head and class_names:
-        pretrained["label_names"] = class_names
     return {
         "architecture": architecture,
         "num_classes": classes,
         "num_features": size.width,
         "global_pool": pool,
         "model_args": arguments,
-        "pretrained_cfg": pretrained,
+        "pretrained_cfg": pretrained_cfg(
+            config, head, class_names, first_conv="patch_embed.proj", classifier="head"
+        ),
     }

@@ -1,0 +1,39 @@
+"""ViT-B/16 on 100,000 concept clusters: 1 billion examples at batch 4,096, on a TPU v5e 4x4 (16 chips).
+
+    vitscale plan  --config configs/pretrain_vit_b16.py --topology v5e:4x4
+    vitscale train --config configs/pretrain_vit_b16.py --workdir runs/b16 --config.data.root=DIR
+
+The smallest recipe, and the one to copy. Parameters and optimiser state are split over all 16 chips; the loop over
+layers compiles once for all of them, and matrix products alone are kept for the backward pass.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import weak_label_task, weak_labels
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "duration": "1e9 examples",
+            "model": {
+                "variant": "B/16",
+                "compute_dtype": "bfloat16",
+                "scan_layers": True,
+                "remat": "dots",
+            },
+            "data": weak_labels(global_batch_size=4096),
+            "tasks": [weak_label_task(num_classes=100_000)],
+            # AugReg's rate for B/16 (arXiv 2106.10270), with the weight decay that CatLIP found for weak labels.
+            "optim": {
+                "lr": 1e-3,
+                "schedule": "cosine",
+                "warmup": 10_000,
+                "weight_decay": 0.2,
+                "ema_decay": 0.9999,
+            },
+            "mesh": {"layout": "fsdp"},
+            "checkpoint": {"every_steps": 2000},
+        }
+    )

@@ -1,0 +1,40 @@
+"""ViT-H/14 on 100,000 concept clusters: 5 billion examples at batch 32,768, on four slices of TPU v5e-256.
+
+    vitscale plan  --config configs/pretrain_vit_h14.py --topology '4*v5e:16x16'
+    vitscale train --config configs/pretrain_vit_h14.py --workdir runs/h14 --config.data.root=DIR
+
+Slices are joined by the data centre's network, a hundred times slower than the links inside one. So each slice has
+its own copy of the model (layout hybrid, replica=4), and only the gradients of each chip's shard cross, once a step.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import weak_label_task, weak_labels
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "duration": "5e9 examples",
+            "model": {
+                "variant": "H/14",
+                "compute_dtype": "bfloat16",
+                "scan_layers": True,
+                "remat": "dots",
+                "stochastic_depth": 0.2,
+            },
+            "data": weak_labels(global_batch_size=32_768),
+            "tasks": [weak_label_task(num_classes=100_000)],
+            "optim": {
+                "lr": 8e-4,
+                "schedule": "cosine",
+                "warmup": 10_000,
+                "weight_decay": 0.2,
+                "ema_decay": 0.9999,
+            },
+            # Width 1,280 over 32: shards of 40 rows.
+            "mesh": {"layout": "hybrid", "replica": 4, "data": 8, "fsdp": 32},
+            "checkpoint": {"every_steps": 1000},
+        }
+    )

@@ -1,0 +1,40 @@
+"""ViT-L/16 on 1.5 million phrases, unclustered: 3 billion examples at batch 16,384, on a TPU v5e 16x16 (256 chips).
+
+    vitscale plan  --config configs/pretrain_vit_l16.py --topology v5e:16x16
+    vitscale train --config configs/pretrain_vit_l16.py --workdir runs/l16 --config.data.root=DIR
+
+The ablation against clusters. The class table has five times the parameters of the backbone and exists in shards only:
+each chip holds 1/32 of the classes, and the loss is computed there. Width 1,024 over fsdp=32 leaves shards of 32 rows;
+over all 256 chips they would have 4, and TPUs gather fewer than 8 rows badly (docs/parallel.md).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import weak_label_task, weak_labels
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "duration": "3e9 examples",
+            "model": {
+                "variant": "L/16",
+                "compute_dtype": "bfloat16",
+                "scan_layers": True,
+                "remat": "dots",
+                "stochastic_depth": 0.1,
+            },
+            "data": weak_labels(global_batch_size=16_384),
+            "tasks": [weak_label_task(num_classes=1_500_000)],
+            "optim": {
+                "lr": 1e-3,
+                "schedule": "cosine",
+                "warmup": 10_000,
+                "weight_decay": 0.2,
+                "ema_decay": 0.9999,
+            },
+            "mesh": {"layout": "fsdp", "fsdp": 32, "data": 8},
+            "checkpoint": {"every_steps": 1000},
+        }
+    )

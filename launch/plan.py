@@ -1,0 +1,138 @@
+"""Before paying: where everything lies, whether it fits, and what the chips send each other.
+
+The step is compiled for the real chips when their compiler is installed (libtpu for TPUs, jax's CUDA plugin for GPUs),
+else for as many fake CPU devices, which partition alike but do not tell a chip's memory.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vitscale.config import TrainConfig
+from vitscale.data.sources import collect_classes
+from vitscale.errors import UserError
+from vitscale.models.flops import train_flops
+from vitscale.parallel import aot
+from vitscale.parallel.collectives import Totals, collectives, total_bytes
+from vitscale.parallel.rules import layout_warnings
+from vitscale.train.setup import Setup, describe_layout, lower_step
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one compile tells about a config on a topology."""
+
+    setup: Setup
+    chip: aot.Chip
+    on_real_chips: bool  # False: compiled for fake CPU devices
+    compile_seconds: float
+    argument_bytes: int  # per device: state and batch
+    temporary_bytes: int  # per device: activations and what the compiler adds
+    peak_bytes: int  # per device: arguments + outputs - aliases + temporaries
+    sent: Totals
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_bytes <= self.chip.device_memory
+
+
+def make_plan(config: TrainConfig, topology: str) -> Plan:
+    """Compiles the step of `config` for `topology` ("v5e:4x4", "4*v5e:16x16", "h100:32")."""
+    parsed = aot.parse_topology(topology)
+    real = aot.has_tpu_compiler() if parsed.chip.torus else aot.has_gpu_compiler()
+    devices = aot.topology_devices(topology) if real else _fake_devices(parsed)
+    setup, lowered = lower_step(config, devices, known_classes(config))
+    began = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - began
+    memory: Any = compiled.memory_analysis()
+    text = compiled.as_text()
+    assert text is not None  # every backend that plans are made on has one
+    return Plan(
+        setup,
+        parsed.chip,
+        real,
+        seconds,
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        aot.peak_memory(compiled),
+        total_bytes(collectives(text, dict(setup.mesh.shape))),
+    )
+
+
+def known_classes(config: TrainConfig) -> dict[str, int]:
+    """Classes of every label field: what the tasks state, else what the data holds."""
+    stated = {t.label_field: t.num_classes for t in config.tasks if t.num_classes is not None}
+    missing = [t.label_field for t in config.tasks if t.label_field not in stated]
+    if missing:
+        found = collect_classes(config.data.sources, config.data.root)
+        stated |= {name: len(values) for name, values in found.items() if name in missing}
+    return stated
+
+
+def count_devices(topology: str) -> int:
+    """How many jax devices a topology has."""
+    parsed = aot.parse_topology(topology)
+    count = parsed.slices * parsed.chip.devices_per_chip
+    for side in parsed.shape:
+        count *= side
+    return count
+
+
+def prepare_environment(topology: str) -> None:
+    """Call before jax's first device: it must run on the CPU, with enough fake devices should they be needed."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
+    flag = f"--xla_force_host_platform_device_count={count_devices(topology)}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+
+def _fake_devices(topology: aot.Topology) -> list[jax.Device]:
+    if topology.slices > 1:
+        raise UserError(
+            "several slices need the TPU compiler: pip install 'vitscale[aot-tpu]', or plan one of them."
+        )
+    return jax.devices()
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as a page of text."""
+    setup, shape = plan.setup, dict(plan.setup.mesh.shape)
+    chips = setup.mesh.size // plan.chip.devices_per_chip
+    where = (
+        f"{chips} x {plan.chip.name}"
+        if plan.on_real_chips
+        else f"{setup.mesh.size} fake CPU devices in place of {plan.chip.name} (its compiler is not installed: "
+        "memory and collectives are those of XLA's CPU backend)"
+    )
+    flops = train_flops(setup.definition) * setup.config.data.global_batch_size
+    milliseconds = flops / setup.mesh.size / plan.chip.achieved_flops * 1e3
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    lines = [
+        describe_layout(setup),
+        f"compiled for {where} in {plan.compile_seconds:.0f} s",
+        f"bytes per device: state and batch {plan.argument_bytes / GIB:.2f} GiB, temporaries "
+        f"{plan.temporary_bytes / GIB:.2f} GiB, peak {plan.peak_bytes / GIB:.2f} of "
+        f"{plan.chip.device_memory / GIB:.0f} GiB: {verdict}",
+        f"model FLOPs of a step: {flops / 1e12:,.1f} TFLOP, {milliseconds:.1f} ms at "
+        f"{plan.chip.achieved_flops / 1e12:,.0f} TFLOP/s a chip",
+        "sent per step:",
+    ]
+    for (kind, axes, dtype), size in plan.sent.items():
+        devices = " x ".join(f"{axis} {shape[axis]}" for axis in axes) or "one device"
+        lines.append(f"  {kind:<18} {dtype:<5} over {devices:<24} {size / 1e6:12,.2f} MB")
+    lines += [f"warning: {sentence}" for sentence in layout_warnings(setup.layout())]
+    return "\n".join(lines) + "\n"
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(plan_text(plan))

@@ -1,0 +1,83 @@
+"""What the sub-commands of `vitscale` share: how one is declared, and what is set up before it runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitscale.parallel.cluster import DistributedFlags
+
+Handler = Callable[[argparse.Namespace, list[str]], None]
+
+
+def command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    handler: Handler,
+    help: str,
+    example: str,
+    *,
+    takes_overrides: bool = False,
+) -> argparse.ArgumentParser:
+    """Adds the sub-command `name`, which runs `handler`; the caller adds its arguments.
+
+    takes_overrides: whether `--config.key=value` is passed on to the handler, else it is an error.
+    """
+    overrides = "\n\nAny config value can be set on the command line: --config.optim.lr=3e-4 --config.tasks.0.weight=2"
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + "." + (overrides if takes_overrides else ""),
+        epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(handler=handler, takes_overrides=takes_overrides)
+    return parser
+
+
+def start_jax(flags: DistributedFlags | None = None, peer_timeout: float = 100.0) -> None:
+    """Joins other processes, if there are any, and keeps compiled programs on disk between runs.
+
+    peer_timeout: seconds without a sign of another process after which this one stops.
+    """
+    from vitscale.parallel.host_memory import computes_on_cpu, keep_freed_memory
+
+    if computes_on_cpu():
+        keep_freed_memory()  # before jax starts its threads
+    import jax
+
+    from vitscale.parallel.distributed import initialise
+
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    joined = initialise(flags, peer_timeout=peer_timeout)
+    if joined:
+        logging.getLogger("vitscale").info("%s", joined)
+    cache = os.environ.get(
+        "VITSCALE_COMPILATION_CACHE", str(Path.home() / ".cache" / "vitscale" / "xla")
+    )
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """`--weights`: which of a checkpoint's parameters a command reads."""
+    parser.add_argument(
+        "--weights",
+        choices=("raw", "ema"),
+        default="raw",
+        help="the trained parameters, or their moving average; default: raw",
+    )
+
+
+def log_stages() -> None:
+    """Stages of the data preparation report themselves by plain lines."""
+    logging.basicConfig(format="%(message)s", force=True)
+    logging.getLogger("vitscale").setLevel(logging.INFO)

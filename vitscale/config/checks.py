@@ -1,0 +1,21 @@
+"""Checks that several parts of the schema share."""
+
+from __future__ import annotations
+
+from vitscale.errors import UserError
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Raises `UserError` unless every named number is at least 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{name}={getattr(config, name)} must be at least 1.")
+
+
+def check_range(where: str, config: object, ranges: dict[str, tuple[float, float]]) -> None:
+    """Raises `UserError` unless every named number lies in its closed range."""
+    for name, (low, high) in ranges.items():
+        if not low <= getattr(config, name) <= high:
+            raise UserError(
+                f"{where}.{name}={getattr(config, name)} must lie between {low} and {high}."
+            )

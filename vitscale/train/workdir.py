@@ -1,0 +1,186 @@
+"""The folder of a run: one run at a time, one config, and the files beside the checkpoints."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import jax
+
+from vitscale.config import TrainConfig
+from vitscale.config_loading import to_json
+from vitscale.data.loader import TrainLoader
+from vitscale.errors import UserError
+from vitscale.models.weights import has_step
+from vitscale.train.agreement import first_complaint
+
+logger = logging.getLogger(__name__)
+CONFIG_FILE, CLASSES_FILE, REJECTS_FILE = "config.json", "classes.json", "rejects.jsonl"
+LOCK_FILE = ".lock"
+# What may change between two starts of one run: where and how it runs, not what it computes.
+FREE_KEYS = (
+    "mesh",
+    "log",
+    "checkpoint",
+    "survival",
+    "validation",
+    "data.root",
+    "data.num_threads",
+    "data.prefetch_batches",
+    "model.attention",
+    "model.remat",
+)
+
+
+class WorkdirLock:
+    """Holds a workdir for one run. Use it as a context manager, on every process of the run.
+
+    Process 0 holds an advisory lock (flock) on `WORKDIR/.lock`. The kernel gives it up when the process ends, however
+    it ends, so there is never a stale lock to remove. The file says who holds it, for the message only.
+    """
+
+    def __init__(self, workdir: Path) -> None:
+        self._workdir = workdir
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> WorkdirLock:
+        complaint = first_complaint(self._acquire() if jax.process_index() == 0 else "")
+        if complaint:
+            self._release()
+            raise UserError(complaint)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._release()
+
+    def _acquire(self) -> str:
+        """Takes the lock, or says why not."""
+        try:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            self._file = (self._workdir / LOCK_FILE).open("a+")
+        except OSError as error:
+            return f"the workdir {self._workdir} cannot be written: {error.strerror}."
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return (
+                    f"{self._workdir} is in use by {_holder(self._file)}; wait for it or take another "
+                    "--workdir."
+                )
+            logger.warning(
+                "the file system of %s has no locks (%s): nothing stops a second run there",
+                self._workdir,
+                error.strerror,
+            )
+        self._file.seek(0)
+        self._file.truncate()
+        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+        self._file.write(json.dumps(holder))
+        self._file.flush()
+        return ""
+
+    def _release(self) -> None:
+        # The file stays: removing it would let two runs hold locks on two files of one name.
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    try:
+        holder = json.loads(file.read())
+        return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
+    except (ValueError, KeyError, TypeError):
+        return (
+            "another process"  # which took the lock a moment ago and has not written its name yet
+        )
+
+
+def claim_workdir(workdir: Path, config: TrainConfig, classes: Mapping[str, Sequence[str]]) -> None:
+    """Writes `config.json` and `classes.json`; refuses a workdir with checkpoints of another config.
+
+    Every process calls it; process 0 reads and writes, and all of them raise.
+    """
+    complaint = first_complaint(
+        _claim(workdir, config, classes) if jax.process_index() == 0 else ""
+    )
+    if complaint:
+        raise UserError(complaint)
+
+
+def _claim(workdir: Path, config: TrainConfig, classes: Mapping[str, Sequence[str]]) -> str:
+    text = to_json(config)
+    path = workdir / CONFIG_FILE
+    changed: list[str] = []
+    if path.is_file() and has_step(workdir):
+        try:
+            old = json.loads(path.read_text())
+        except ValueError:
+            return f"{path} is not JSON; restore it, or take a new --workdir."
+        keys = _changed_keys(old, json.loads(text))
+        changed = [key for key in keys if not _is_free(key)]
+    if changed:
+        return (
+            f"{workdir} holds a run of another config (it differs in {', '.join(changed[:5])}); "
+            "take a new --workdir, or the old config to go on with that run."
+        )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write(
+            workdir / CLASSES_FILE,
+            json.dumps({k: list(v) for k, v in classes.items()}, ensure_ascii=False),
+        )
+        _write(path, text)
+    except OSError as error:
+        return f"the workdir {workdir} cannot be written: {error.strerror}."
+    return ""
+
+
+def write_rejects(workdir: Path, loader: TrainLoader) -> None:
+    """Every image that could not be decoded so far, with its reason."""
+    rejects = loader.rejects
+    if rejects and jax.process_index() == 0:
+        rows = [
+            json.dumps({"id": name, "stage": "decode", "reason": why})
+            for name, why in rejects.items()
+        ]
+        _write(workdir / REJECTS_FILE, "\n".join(rows) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def _changed_keys(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            key
+            for name in {**old, **new}
+            for key in _changed_keys(
+                old.get(name), new.get(name), f"{where}.{name}" if where else name
+            )
+        ]
+    return [] if old == new else [where]

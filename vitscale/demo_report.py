@@ -248,7 +248,7 @@ def _read_csv(shop: Path, name: str) -> Iterable[dict]:
 
 
 def _curve(run: Path, window: int = 5) -> tuple[list[float], list[float]]:
-    rows = read_metrics(run)
+    rows = [row for row in read_metrics(run) if "train/loss" in row]
     steps, losses = [r["step"] for r in rows], [r["train/loss"] for r in rows]
     smooth = [float(np.mean(losses[max(0, i - window + 1) : i + 1])) for i in range(len(losses))]
     return steps, smooth

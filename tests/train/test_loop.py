@@ -16,6 +16,7 @@ from vitscale.config import InitConfig
 from vitscale.config_loading import to_json
 from vitscale.errors import Preempted, UserError
 from vitscale.models.weights import load_model
+from vitscale.train import loop
 from vitscale.train.loop import train
 from vitscale.train.metrics import read_events, read_metrics
 from vitscale.train.telemetry import TIMING_FIELDS
@@ -77,8 +78,6 @@ def test_killed_run_resumes_to_the_same_losses_bit_for_bit(make_config, tmp_path
 def test_sigterm_saves_and_exits_with_75(make_config, tmp_path, monkeypatch):
     config = make_config(duration=30, checkpoint__every_steps=100)
     train(config, tmp_path / "whole")
-    import vitscale.train.loop as loop
-
     real, seen = loop.put_batch, []
 
     def signal_at_seven(batch, mesh):
@@ -148,3 +147,20 @@ def test_init_from_another_shape_is_refused(make_config, tmp_path):
     config = make_config(model__width=64, init__checkpoint=str(tmp_path / "run"))
     with pytest.raises(UserError, match=r"other shapes: .* expected"):
         train(config, tmp_path / "other")
+
+
+def test_the_hot_loop_allows_no_transfer_that_nobody_asked_for(make_config, tmp_path, monkeypatch):
+    """A batch that is still on the host would be sent by the step itself, and the host would wait."""
+    monkeypatch.setattr(loop, "put_batch", lambda batch, mesh: batch.arrays())
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(make_config(), tmp_path)
+
+
+def test_the_host_waits_for_metrics_at_logging_points_only(make_config, tmp_path, monkeypatch):
+    read = []
+    real = loop.jax.device_get
+    monkeypatch.setattr(loop.jax, "device_get", lambda x: read.append(1) or real(x))
+    config = make_config(duration=12, log__every_steps=5, checkpoint__every_steps=100)
+    train(config, tmp_path)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 5, 10, 12]
+    assert len(read) == 4

@@ -334,7 +334,9 @@ def test_a_killed_process_ends_the_others_in_words(tmp_path, processes, victim, 
         for rank in range(processes):
             if rank != victim:
                 assert codes[rank] == EXIT_PEER_LOST, run.text(rank)
-                assert f"process {victim} of {processes} has died" in run.text(rank)
+                # The main thread's collective may fail before the watch has read who it was.
+                who = (f"process {victim} of {processes}", "another process")
+                assert any(f"{name} has died" in run.text(rank) for name in who), run.text(rank)
                 assert "Start the same command again" in run.text(rank)
 
 

@@ -65,3 +65,31 @@ def weak_label_task(num_classes: int) -> ConfigDict:
             "num_classes": num_classes,
         }
     )
+
+
+def scanned_vit(variant: str, stochastic_depth: float = 0.0, **others: object) -> ConfigDict:
+    """A ViT as TPUs want it: the layers as one loop, which compiles once, and only matrix products kept for the
+    backward pass."""
+    return ConfigDict(
+        {
+            "variant": variant,
+            "compute_dtype": "bfloat16",
+            "scan_layers": True,
+            "remat": "dots",
+            "stochastic_depth": stochastic_depth,
+            **others,
+        }
+    )
+
+
+def pretraining_adamw(lr: float) -> ConfigDict:
+    """AugReg's cosine (arXiv 2106.10270), with CatLIP's weight decay for weak labels (arXiv 2404.15653)."""
+    return ConfigDict(
+        {
+            "lr": lr,
+            "schedule": "cosine",
+            "warmup": 10_000,
+            "weight_decay": 0.2,
+            "ema_decay": 0.9999,
+        }
+    )

@@ -9,7 +9,7 @@ layers compiles once for all of them, and matrix products alone are kept for the
 
 from ml_collections import ConfigDict
 
-from configs.common import weak_label_task, weak_labels
+from configs.common import pretraining_adamw, scanned_vit, weak_label_task, weak_labels
 
 
 def get_config() -> ConfigDict:
@@ -17,22 +17,10 @@ def get_config() -> ConfigDict:
         {
             "seed": 0,
             "duration": "1e9 examples",
-            "model": {
-                "variant": "B/16",
-                "compute_dtype": "bfloat16",
-                "scan_layers": True,
-                "remat": "dots",
-            },
+            "model": scanned_vit("B/16"),
             "data": weak_labels(global_batch_size=4096),
             "tasks": [weak_label_task(num_classes=100_000)],
-            # AugReg's rate for B/16 (arXiv 2106.10270), with the weight decay that CatLIP found for weak labels.
-            "optim": {
-                "lr": 1e-3,
-                "schedule": "cosine",
-                "warmup": 10_000,
-                "weight_decay": 0.2,
-                "ema_decay": 0.9999,
-            },
+            "optim": pretraining_adamw(lr=1e-3),
             "mesh": {"layout": "fsdp"},
             "checkpoint": {"every_steps": 2000},
         }

@@ -10,7 +10,7 @@ attention pooling, as there.
 
 from ml_collections import ConfigDict
 
-from configs.common import weak_label_task, weak_labels
+from configs.common import scanned_vit, weak_label_task, weak_labels
 
 
 def get_config() -> ConfigDict:
@@ -18,13 +18,7 @@ def get_config() -> ConfigDict:
         {
             "seed": 0,
             "duration": "1e10 examples",
-            "model": {
-                "variant": "G/14",
-                "pooling": "map",
-                "compute_dtype": "bfloat16",
-                "scan_layers": True,
-                "remat": "dots",
-            },
+            "model": scanned_vit("G/14", pooling="map"),
             "data": weak_labels(global_batch_size=32_768),
             "tasks": [weak_label_task(num_classes=100_000)],
             "optim": {

@@ -9,7 +9,7 @@ its own copy of the model (layout hybrid, replica=4), and only the gradients of 
 
 from ml_collections import ConfigDict
 
-from configs.common import weak_label_task, weak_labels
+from configs.common import pretraining_adamw, scanned_vit, weak_label_task, weak_labels
 
 
 def get_config() -> ConfigDict:
@@ -17,22 +17,10 @@ def get_config() -> ConfigDict:
         {
             "seed": 0,
             "duration": "5e9 examples",
-            "model": {
-                "variant": "H/14",
-                "compute_dtype": "bfloat16",
-                "scan_layers": True,
-                "remat": "dots",
-                "stochastic_depth": 0.2,
-            },
+            "model": scanned_vit("H/14", stochastic_depth=0.2),
             "data": weak_labels(global_batch_size=32_768),
             "tasks": [weak_label_task(num_classes=100_000)],
-            "optim": {
-                "lr": 8e-4,
-                "schedule": "cosine",
-                "warmup": 10_000,
-                "weight_decay": 0.2,
-                "ema_decay": 0.9999,
-            },
+            "optim": pretraining_adamw(lr=8e-4),
             # Width 1,280 over 32: shards of 40 rows.
             "mesh": {"layout": "hybrid", "replica": 4, "data": 8, "fsdp": 32},
             "checkpoint": {"every_steps": 1000},

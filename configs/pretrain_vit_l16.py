@@ -10,7 +10,7 @@ over all 256 chips they would have 4, and TPUs gather fewer than 8 rows badly (d
 
 from ml_collections import ConfigDict
 
-from configs.common import weak_label_task, weak_labels
+from configs.common import pretraining_adamw, scanned_vit, weak_label_task, weak_labels
 
 
 def get_config() -> ConfigDict:
@@ -18,22 +18,10 @@ def get_config() -> ConfigDict:
         {
             "seed": 0,
             "duration": "3e9 examples",
-            "model": {
-                "variant": "L/16",
-                "compute_dtype": "bfloat16",
-                "scan_layers": True,
-                "remat": "dots",
-                "stochastic_depth": 0.1,
-            },
+            "model": scanned_vit("L/16", stochastic_depth=0.1),
             "data": weak_labels(global_batch_size=16_384),
             "tasks": [weak_label_task(num_classes=1_500_000)],
-            "optim": {
-                "lr": 1e-3,
-                "schedule": "cosine",
-                "warmup": 10_000,
-                "weight_decay": 0.2,
-                "ema_decay": 0.9999,
-            },
+            "optim": pretraining_adamw(lr=1e-3),
             "mesh": {"layout": "fsdp", "fsdp": 32, "data": 8},
             "checkpoint": {"every_steps": 1000},
         }

@@ -9,7 +9,7 @@ unrolled and keep their activations: a scan would stack them in memory, and 80 G
 
 from ml_collections import ConfigDict
 
-from configs.common import weak_label_task, weak_labels
+from configs.common import pretraining_adamw, weak_label_task, weak_labels
 
 
 def get_config() -> ConfigDict:
@@ -24,13 +24,7 @@ def get_config() -> ConfigDict:
             },
             "data": weak_labels(global_batch_size=8192),
             "tasks": [weak_label_task(num_classes=100_000)],
-            "optim": {
-                "lr": 1e-3,
-                "schedule": "cosine",
-                "warmup": 10_000,
-                "weight_decay": 0.2,
-                "ema_decay": 0.9999,
-            },
+            "optim": pretraining_adamw(lr=1e-3),
             "mesh": {"layout": "hybrid", "replica": 4, "fsdp": 8},
             "checkpoint": {"every_steps": 2000},
         }

@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -145,7 +145,7 @@ class _Reader:
 
     def __init__(self, module: Module, mesh_shape: dict[str, int]) -> None:
         self.module, self.mesh_shape = module, mesh_shape
-        self.by_channel: dict[tuple[Kind, str], list[Collective]] = {}
+        self.by_channel: dict[tuple[Any, ...], list[Collective]] = {}
 
     def read(self, name: str, runs: int) -> None:
         computation = self.module.computations[name]
@@ -169,15 +169,17 @@ class _Reader:
     def _add(
         self, kind: Kind, computation: Computation, instruction: Instruction, runs: int
     ) -> None:
-        # Combined collectives may take the channel of one of another kind.
-        channel = kind, instruction.attribute(r"\bchannel_id=(\d+)") or f"%{instruction.name}"
-        known = self.by_channel.get(channel)
-        # What started outside a loop may be carried along by fusions inside it.
-        if known and known[0].runs <= runs:
-            return
         groups = _groups(instruction, math.prod(self.mesh_shape.values()))
         size = len(groups[0])
         if kind != "collective-permute" and size == 1:
+            return
+        payload = _payload(computation, instruction, kind, size)
+        # A channel alone does not tell: combined collectives of different kinds or arrays may have one in common.
+        number = instruction.attribute(r"\bchannel_id=(\d+)") or f"%{instruction.name}"
+        channel = kind, number, tuple(payload)
+        known = self.by_channel.get(channel)
+        # What started outside a loop may be carried along by fusions inside it.
+        if known and known[0].runs <= runs:
             return
         op_name, _ = self.module.named(instruction)
         self.by_channel[channel] = [
@@ -190,7 +192,7 @@ class _Reader:
                 shape=shape,
                 op_name=op_name,
             )
-            for dtype, shape in _payload(computation, instruction, kind, size)
+            for dtype, shape in payload
         ]
 
 

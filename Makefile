@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 AOT := .venv-aot
 AOT_TPU := .venv-aot-tpu
+BENCH := .venv-bench
 WORKDIR ?= runs/demo
 SIZE ?= tiny
 
-.PHONY: help demo test test-slow test-aot test-aot-tpu lint docs clean
+.PHONY: help demo test test-slow test-aot test-aot-tpu bench-input lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +16,7 @@ help:
 	@echo "make test    the test suite (8 fake CPU devices)"
 	@echo "make test-aot  HLO budgets, dtypes of reductions and the GPU recipe: compiled for H100s, without one (0.6 GB more)"
 	@echo "make test-aot-tpu  the recipes and their collectives: compiled for TPU pods, without one (1.4 GB)"
+	@echo "make bench-input  the input pipeline beside tf.data, PIL and PyTorch on real photos (1.1 GB more; 8 min)"
 	@echo "make lint    ruff, import directions, mypy"
 	@echo "make docs    the documentation site -> site/"
 
@@ -62,6 +64,17 @@ $(AOT_TPU)/.ready: pyproject.toml constraints.txt
 test-aot-tpu: $(AOT_TPU)/.ready
 	$(AOT_TPU)/bin/python -m pytest -s -m slow tests/parallel/test_recipes.py tests/parallel/test_collectives.py
 
+# TensorFlow and PyTorch to compare with. Apart, so that the tests run without TensorFlow, as a user does.
+$(BENCH)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+$(BENCH): $(BENCH)/.ready
+
+bench-input: $(BENCH)/.ready
+	$(BENCH)/bin/python benchmarks/input.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -72,4 +85,4 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(AOT) $(AOT_TPU) build site runs *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(AOT) $(AOT_TPU) $(BENCH) build site runs *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -141,6 +141,8 @@ def random_batch(config: Any) -> dict[str, Any]:
         "position": np.arange(size, dtype=np.uint32),
         "labels": {"concepts": rng.integers(0, CLASSES, (size, k), np.int32)},
         "weights": {"concepts": np.ones((size, k), np.float32)},
+        "valid": np.ones(size, bool),
+        "task_mask": {"concepts": np.ones(size, bool)},
     }
 
 

@@ -49,7 +49,9 @@ def make_plan(config: TrainConfig, topology: str) -> Plan:
     parsed = aot.parse_topology(topology)
     real = aot.has_tpu_compiler() if parsed.chip.torus else aot.has_gpu_compiler()
     devices = aot.topology_devices(topology) if real else _fake_devices(parsed)
-    setup, lowered = lower_step(config, devices, known_classes(config))
+    # Memory is that of the largest images.
+    largest = max(config.data.image_sizes, default=None)
+    setup, lowered = lower_step(config, devices, known_classes(config), largest)
     began = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - began
@@ -113,7 +115,8 @@ def plan_text(plan: Plan) -> str:
         else f"{setup.mesh.size} fake CPU devices in place of {plan.chip.name} (its compiler is not installed: "
         "memory and collectives are those of XLA's CPU backend)"
     )
-    flops = train_flops(setup.definition) * setup.config.data.global_batch_size
+    data = setup.config.data
+    flops = train_flops(setup.definition, data.image_sizes) * data.global_batch_size
     milliseconds = flops / setup.mesh.size / plan.chip.achieved_flops * 1e3
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines = [

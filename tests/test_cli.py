@@ -14,6 +14,7 @@ COMMANDS = [
     "demo",
     "shop",
     "prep",
+    "data",
     "train",
     "eval",
     "embed",
@@ -129,7 +130,7 @@ def test_corrupt_jpegs_are_counted_and_too_many_are_an_error(capsys, tmp_path, p
     lenient = config_file(data__root=str(folder), data__max_reject_fraction=0.1)
     assert main(["train", "--config", lenient, "--workdir", str(tmp_path / "lenient")]) == 0
     (reject,) = map(json.loads, (tmp_path / "lenient" / "rejects.jsonl").read_text().splitlines())
-    assert reject == {"id": "3.jpg", "stage": "decode", "reason": "truncated"}
+    assert reject == {"id": "3.jpg", "source": "images.csv[train]", "reason": "truncated"}
 
 
 def test_train_eval_embed_and_compare(capsys, tmp_path, photos, config_file):

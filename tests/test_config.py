@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitscale.config import (
+    AugmentConfig,
     ClassificationConfig,
     DataConfig,
     EvalConfig,
@@ -74,7 +75,7 @@ def test_overrides(config_file: str) -> None:
         config_file,
         "optim.lr=3e-4",
         "duration=7",
-        "data.flip=false",
+        "data.augment.flip=false",
         "data.sources.1.path=c=d.csv",
         "data.sources.0.fields=('x', 'y')",
         "data.sources.0.split=train",
@@ -87,7 +88,7 @@ def test_overrides(config_file: str) -> None:
     )
     assert config.optim.lr == 3e-4
     assert config.duration == 7
-    assert config.data.flip is False
+    assert config.data.augment.flip is False
     assert config.data.sources[1].path == "c=d.csv"
     assert config.data.sources[0].fields == ("x", "y")
     assert config.data.sources[0].split == "train"
@@ -113,7 +114,7 @@ def test_overrides(config_file: str) -> None:
         ("optim.lr=fast", ["optim.lr='fast'", "float, not str"]),
         ("seed=1.5", ["seed=1.5", "int, not float"]),
         ("seed=True", ["seed=True", "int, not bool"]),
-        ("data.flip=1", ["data.flip=1", "bool, not int"]),
+        ("data.augment.flip=1", ["data.augment.flip=1", "bool, not int"]),
         ("optim.schedule=cosin", ["optim.schedule='cosin'", "'constant'", "did you mean 'cosine'"]),
         ("data.sources.0.fields=label", ["data.sources.0.fields must be a list", "'label'"]),
         ("data.sources=3", ["data.sources must be a list"]),
@@ -126,6 +127,12 @@ def test_overrides(config_file: str) -> None:
         ("tasks.1.name=a b", ["'a b'", "letters"]),
         ("tasks=()", ["tasks is empty"]),
         ("data.sources=()", ["data.sources is empty"]),
+        ("data.mixture=weights", ["needs the weight of every source"]),
+        ("data.sources.0.weight=2", ["a.csv has a weight, which only data.mixture=weights reads"]),
+        ("data.augment.hue=0.6", ["data.augment.hue=0.6", "between 0.0 and 0.5"]),
+        ("data.augment.rand_augment_layers=99", ["between 0 and 16"]),
+        ("data.image_sizes=(64, 0)", ["data.image_sizes: 0 must be at least 1 pixel"]),
+        ("model.eval_crop=center", ["model.eval_crop='center'", "'centre'"]),
     ],
 )
 def test_mistakes_in_overrides(config_file: str, override: str, words: list[str]) -> None:
@@ -170,11 +177,11 @@ def test_a_config_may_hold_the_dataclasses_themselves(tmp_path: Path) -> None:
         "  source = SourceConfig('csv', 'a.csv')\n"
         "  return dict(duration=1, data=DataConfig((source,)), tasks=[TaskConfig('a', 'ordinal')])\n"
     )
-    overrides = ["tasks.0.weight=3", "data.sources.0.split=test", "data.flip=False"]
+    overrides = ["tasks.0.weight=3", "data.sources.0.split=test", "data.augment.flip=False"]
     config = load_config(TrainConfig, str(path), overrides)
     assert config.tasks == (TaskConfig("a", "ordinal", weight=3.0),)
     assert config.data.sources[0].split == "test"
-    assert not config.data.flip
+    assert not config.data.augment.flip
 
 
 def test_eval_config() -> None:
@@ -265,7 +272,7 @@ sources = st.builds(
     path=st.text(max_size=20),
     split=st.none() | st.text(max_size=5),
     fields=st.lists(names, max_size=3).map(tuple),
-    weight=st.none() | floats,
+    tasks=st.lists(names, max_size=2).map(tuple),
 )
 tasks = st.builds(
     TaskConfig,
@@ -280,7 +287,10 @@ train_configs = st.builds(
         DataConfig,
         sources=st.lists(sources, min_size=1, max_size=3).map(tuple),
         global_batch_size=positive,
-        flip=st.booleans(),
+        augment=st.builds(
+            AugmentConfig, flip=st.booleans(), rand_augment_layers=st.integers(0, 16)
+        ),
+        image_sizes=st.lists(positive, max_size=2).map(tuple),
     ),
     tasks=st.lists(tasks, min_size=1, max_size=3, unique_by=lambda task: task.name).map(tuple),
     duration=positive,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from vitscale import __version__
 from vitscale.cli_common import command
 from vitscale.cli_convert import add_convert
-from vitscale.cli_data import add_demo, add_prep, add_shop
+from vitscale.cli_data import add_data, add_demo, add_prep, add_shop
 from vitscale.cli_plan import add_plan
 from vitscale.cli_train import add_compare, add_embed, add_eval, add_train
 from vitscale.errors import (
@@ -87,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_demo,
         add_shop,
         add_prep,
+        add_data,
         add_train,
         add_eval,
         add_embed,

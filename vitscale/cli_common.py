@@ -67,6 +67,20 @@ def start_jax(flags: DistributedFlags | None = None, peer_timeout: float = 100.0
         jax.config.update("jax_compilation_cache_dir", cache)
 
 
+def add_config(parser: argparse.ArgumentParser, example: str) -> None:
+    """`--config`: a Python file with `get_config()`."""
+    parser.add_argument(
+        "--config", required=True, help=f"a file with get_config(), such as {example}"
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """`--checkpoint`: a trained or imported model."""
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a workdir, or one step's folder"
+    )
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """`--weights`: which of a checkpoint's parameters a command reads."""
     parser.add_argument(

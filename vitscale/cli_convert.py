@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from vitscale.cli_common import add_weights, command, log_stages, start_jax
+from vitscale.cli_common import add_checkpoint, add_weights, command, log_stages, start_jax
 from vitscale.errors import UserError
 from vitscale.models.convert.formats import EXPORT_FORMATS, IMPORT_FORMATS
 
@@ -68,9 +68,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a workdir, or one step's folder"
-    )
+    add_checkpoint(parser)
     parser.add_argument("--format", choices=EXPORT_FORMATS, required=True)
     parser.add_argument(
         "--output",

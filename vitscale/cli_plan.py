@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vitscale.cli_common import command
+from vitscale.cli_common import add_config, command
 from vitscale.errors import DoesNotFit
 
 
@@ -18,7 +18,7 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
         "vitscale plan --config configs/pretrain_vit_b16.py --topology v5e:4x4",
         takes_overrides=True,
     )
-    parser.add_argument("--config", required=True, help="a file with get_config()")
+    add_config(parser, "configs/pretrain_vit_b16.py")
     parser.add_argument(
         "--topology",
         required=True,

@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
-from vitscale.cli_common import add_weights, command, log_stages, start_jax
+from vitscale.cli_common import (
+    add_checkpoint,
+    add_config,
+    add_weights,
+    command,
+    log_stages,
+    start_jax,
+)
 
 
 def add_train(commands: argparse._SubParsersAction) -> None:
@@ -18,9 +25,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         "vitscale train --config configs/clothing.py --workdir runs/clothing --config.data.root=/data/clothing",
         takes_overrides=True,
     )
-    parser.add_argument(
-        "--config", required=True, help="a file with get_config(), such as configs/clothing.py"
-    )
+    add_config(parser, "configs/clothing.py")
     parser.add_argument(
         "--workdir", type=Path, required=True, help="checkpoints, metrics and config go here"
     )
@@ -60,12 +65,8 @@ def add_eval(commands: argparse._SubParsersAction) -> None:
         "vitscale eval --config configs/eval/clothing.py --checkpoint runs/clothing --output runs/clothing/eval",
         takes_overrides=True,
     )
-    parser.add_argument(
-        "--config", required=True, help="a file with get_config(), such as configs/eval/shop.py"
-    )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a workdir, or one step's folder"
-    )
+    add_config(parser, "configs/eval/shop.py")
+    add_checkpoint(parser)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
         "--weights",
@@ -103,17 +104,20 @@ def add_embed(commands: argparse._SubParsersAction) -> None:
         commands,
         "embed",
         _embed,
-        "embed the images of a CSV into a Parquet file of ids and vectors",
+        "embed the images of a data set into a Parquet file of ids and vectors",
         "vitscale embed --checkpoint runs/clothing --input images.csv --output runs/embeddings",
     )
+    add_checkpoint(parser)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a workdir, or one step's folder"
+        "--input",
+        required=True,
+        help="a CSV, Parquet or tar file, a folder of those or of shards, or the name of a TFDS data set",
     )
+    parser.add_argument("--split", default=None, help="default: all of it, or its only split")
+    parser.add_argument("--image-column", default=None, help="default: found; of a CSV 'path'")
     parser.add_argument(
-        "--input", type=Path, required=True, help="CSV with a column of image paths"
+        "--id-column", default=None, help="default: the image's path, or the record's own id"
     )
-    parser.add_argument("--image-column", default="path")
-    parser.add_argument("--id-column", default=None, help="default: the image path is the id")
     parser.add_argument(
         "--embedding",
         default="auto",
@@ -126,8 +130,7 @@ def add_embed(commands: argparse._SubParsersAction) -> None:
 
 def _embed(arguments: argparse.Namespace, overrides: list[str]) -> None:
     start_jax()
-    from vitscale.config import SourceConfig
-    from vitscale.data.sources import open_source
+    from vitscale.data.sources import guess_source, open_source
     from vitscale.evals.embed import (
         EmbedOptions,
         embed_source,
@@ -142,9 +145,9 @@ def _embed(arguments: argparse.Namespace, overrides: list[str]) -> None:
     model = load_model(arguments.checkpoint, arguments.weights)
     output = choose_embedding(arguments.embedding, model)
     source = open_source(
-        SourceConfig(
-            kind="csv",
-            path=str(arguments.input.absolute()),
+        guess_source(
+            arguments.input,
+            split=arguments.split,
             image_column=arguments.image_column,
             id_column=arguments.id_column,
         ),

@@ -1,5 +1,6 @@
 """Every example once, the same numbers on any number of devices, joined by id."""
 
+import dataclasses
 import io
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +108,21 @@ def test_a_cnn_takes_the_statistics_of_its_checkpoint(catalogue, tmp_path):
     largest = float(np.abs(three).max())
     np.testing.assert_allclose(embedded.outputs["pooled"][:3], three, atol=1e-4 * largest)
     assert np.abs(apply(fresh, images)["pooled"] - three).max() > 0.1 * largest
+
+
+def test_the_models_own_crop_is_what_it_sees(tmp_path, model):
+    """At half of the sides the middle 16 pixels of 32 come out untouched."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    (tmp_path / "all.csv").write_text("path,kind\n0.png,hat\n1.png,bag\n2.png,hat\n")
+    config, tasks, classes = model.model, model.tasks, model.classes
+    centre = dataclasses.replace(config, eval_crop="centre", eval_crop_fraction=0.5)
+    write_model(tmp_path / "run", centre, tasks, classes, model.params)
+    source = opened((SourceConfig("csv", "all.csv", fields=("kind",)), str(tmp_path)))
+    embedded = embed_source(load_model(tmp_path / "run"), source, ["pooled"])
+    expected = model.apply(model.params, pixels[:, 8:24, 8:24])["pooled"]
+    np.testing.assert_allclose(embedded.outputs["pooled"], expected, atol=1e-5)
 
 
 def test_the_mesh_is_known_while_the_model_is_traced(model):

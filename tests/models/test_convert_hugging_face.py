@@ -44,6 +44,29 @@ def test_export_and_import_give_the_same_arrays_config_and_file(
     assert (back.model.norm_eps or 1e-6) == (model.model.norm_eps or 1e-6)
 
 
+def test_a_centre_crop_is_the_processors_too(transformers, random_checkpoint, tmp_path):
+    """Their processor, loaded from our folder, shows the part of an image that we evaluate on."""
+    from PIL import Image
+
+    from vitscale.data.crops import eval_box
+
+    model = random_checkpoint(**{**VIT, "eval_crop": "centre", "eval_crop_fraction": 0.8})
+    export_weights("hf", model, tmp_path / "a")
+    back = load(tmp_path / "a").model
+    assert (back.eval_crop, back.eval_crop_fraction) == ("centre", 0.8)
+    height, width = back.image_hw
+    y, x = np.mgrid[:60, :90]
+    image = Image.fromarray(np.stack([2 * x, 4 * y, x + y], axis=-1).astype(np.uint8))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "a")
+    theirs = np.asarray(processor(image, return_tensors="np")["pixel_values"][0])
+    theirs = theirs.transpose(1, 2, 0) * back.std[0] + back.mean[0]
+    box = eval_box("centre", 0.8, width / height)(90, 60)
+    ours = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box)) / 255
+    assert np.abs(theirs - ours).max() < 0.03
+    export_weights("hf", random_checkpoint(**VIT), tmp_path / "b")
+    assert load(tmp_path / "b").model.eval_crop == "squash"
+
+
 @pytest.mark.parametrize(("head", "options"), MODELS.values(), ids=MODELS)
 def test_transformers_loads_the_exported_folder(
     transformers, random_checkpoint, tmp_path, head, options

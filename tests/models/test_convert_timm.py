@@ -76,7 +76,13 @@ MODELS = {
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_export_and_import_give_the_same_arrays_and_config(random_checkpoint, tmp_path, options):
-    model = random_checkpoint(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), **options)
+    model = random_checkpoint(
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        eval_crop="centre",
+        eval_crop_fraction=0.875,
+        **options,
+    )
     export_weights("timm", model, tmp_path / "timm")
     back = load(tmp_path / "timm", "", f"scan_layers={model.model.scan_layers}")
     same_arrays(back.params, model.params)
@@ -90,6 +96,8 @@ def test_export_and_import_give_the_same_arrays_and_config(random_checkpoint, tm
         "qk_norm",
         "register_tokens",
         "gap_norm",
+        "eval_crop",
+        "eval_crop_fraction",
     ):
         assert getattr(back.model, field) == getattr(model.model, field), field
 
@@ -110,6 +118,35 @@ def test_timm_builds_and_loads_the_exported_folder(timm, random_checkpoint, tmp_
         expected = theirs(torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))))
     ours = model.definition.merge(model.params)(x)["label"]
     np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "crop", "words"),
+    [
+        ({"crop_pct": 0.9, "interpolation": "bicubic"}, ("centre", 0.9), "bicubic interpolation"),
+        (
+            {"crop_pct": 0.9, "crop_mode": "center", "interpolation": "bilinear"},
+            ("centre", 0.9),
+            "",
+        ),
+        ({"crop_pct": 1.0, "crop_mode": "squash"}, ("squash", 1.0), "bicubic"),
+        ({"crop_pct": 0.9, "crop_mode": "border"}, ("squash", 1.0), "no counterpart"),
+        ({}, ("squash", 1.0), ""),
+    ],
+)
+def test_the_evaluation_crop_of_a_hub_folder(random_checkpoint, tmp_path, caplog, cfg, crop, words):
+    caplog.set_level("INFO")
+    export_weights("timm", random_checkpoint(pooling="cls"), tmp_path / "timm")
+    path = tmp_path / "timm" / "config.json"
+    tree = json.loads(path.read_text())
+    for name in ("crop_pct", "crop_mode", "interpolation"):
+        del tree["pretrained_cfg"][name]
+    path.write_text(json.dumps(tree | {"pretrained_cfg": tree["pretrained_cfg"] | cfg}))
+    model = load(tmp_path / "timm").model
+    assert (model.eval_crop, model.eval_crop_fraction) == crop
+    assert words in caplog.text
+    given = load(tmp_path / "timm", "", "eval_crop=centre", "eval_crop_fraction=0.5").model
+    assert (given.eval_crop, given.eval_crop_fraction) == ("centre", 0.5)
 
 
 def test_a_resnet_comes_back_exactly_with_its_head(random_checkpoint, tmp_path):

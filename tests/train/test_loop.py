@@ -78,15 +78,15 @@ def test_killed_run_resumes_to_the_same_losses_bit_for_bit(make_config, tmp_path
 def test_sigterm_saves_and_exits_with_75(make_config, tmp_path, monkeypatch):
     config = make_config(duration=30, checkpoint__every_steps=100)
     train(config, tmp_path / "whole")
-    real, seen = loop.put_batch, []
+    real, seen = loop.next_batch, []
 
-    def signal_at_seven(batch, mesh):
+    def signal_at_seven(feed, meter):
         seen.append(1)
         if len(seen) == 7:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(batch, mesh)
+        return real(feed, meter)
 
-    monkeypatch.setattr(loop, "put_batch", signal_at_seven)
+    monkeypatch.setattr(loop, "next_batch", signal_at_seven)
     with pytest.raises(Preempted, match="after step 7"):
         train(config, tmp_path / "stopped")
     train(config, tmp_path / "stopped")

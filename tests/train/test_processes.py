@@ -15,6 +15,8 @@ from vitscale.config_loading import to_json
 from vitscale.train.metrics import read_metrics
 from vitscale.train.telemetry import TIMING_FIELDS
 
+BATCH_SIZE = 16  # of `make_config`
+
 
 def write_config(folder: Path, config) -> Path:
     path = folder / "config.py"
@@ -68,11 +70,11 @@ def losses(workdir: Path) -> dict[int, float]:
     return {int(row["step"]): row["train/loss"] for row in rows}
 
 
-def next_batch(workdir: Path) -> tuple[int, int]:
-    """(step, next batch) of the newest checkpoint."""
+def next_draw(workdir: Path) -> tuple[int, int]:
+    """(step, next draw) of the newest checkpoint."""
     newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     meta = json.loads((workdir / "checkpoints" / str(newest) / "meta" / "metadata").read_text())
-    return meta["step"], meta["data"]["next_batch"]
+    return meta["step"], meta["data"]["next_draw"]
 
 
 @pytest.mark.parametrize(
@@ -99,15 +101,15 @@ def test_sigterm_to_one_of_two_then_another_number_goes_on(make_config, tmp_path
     os.kill(child(launcher, 1), signal.SIGTERM)
     output = finish(launcher, code=75)
     assert output.count("stopped by SIGTERM after step") >= 2
-    step, following = next_batch(workdir)
-    assert following == step < 20_000
+    step, following = next_draw(workdir)
+    assert following == BATCH_SIZE * step < BATCH_SIZE * 20_000
     short = write_config(tmp_path, make_config(duration=20_000, checkpoint__every_steps=1000))
     launcher = start(short, workdir, 1, 4)
     await_step(workdir, step + 20, launcher)
     os.kill(child_or_self(launcher), signal.SIGTERM)
     finish(launcher, code=75)
-    stopped, following = next_batch(workdir)
-    assert following == stopped
+    stopped, following = next_draw(workdir)
+    assert following == BATCH_SIZE * stopped
     # The same run in one go: every loss is of the same examples, none repeated, none left out.
     whole = start(short, tmp_path / "whole", 1, 4)
     await_step(tmp_path / "whole", stopped, whole)
@@ -140,8 +142,8 @@ def test_the_others_stop_when_one_is_killed_and_the_run_goes_on(
     assert launcher.returncode in (76, 137), output
     who = (f"process {victim} of {processes}", "another process")
     assert any(f"{name} has died" in output for name in who), output
-    step, following = next_batch(workdir)
-    assert following == step
+    step, following = next_draw(workdir)
+    assert following == BATCH_SIZE * step
     launcher = start(config, workdir, 1, 2)
     await_step(workdir, step + 10, launcher)
     launcher.send_signal(signal.SIGTERM)
@@ -185,3 +187,26 @@ def test_twenty_kills_at_random_moments_leave_the_same_metrics(make_config, tmp_
         process.wait()
     subprocess.run(killed, env=environment, check=True, stderr=subprocess.DEVNULL)
     assert stream(tmp_path / "killed") == stream(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_checkpoint_of_four_processes_goes_on_as_two(make_config, tmp_path):
+    """With worker processes below them, and others after the resume: the same examples at the same steps."""
+
+    def config(steps: int, **changes) -> Path:
+        (folder := tmp_path / str(len(list(tmp_path.iterdir())))).mkdir()
+        built = make_config(duration=12, checkpoint__every_steps=steps, **changes)
+        return write_config(folder, built)
+
+    workdir, four = tmp_path / "run", config(6, data__num_workers=1)
+    launcher = start(four, workdir, 4, 1)
+    await_step(workdir, 7, launcher)
+    launcher.send_signal(signal.SIGTERM)
+    output, _ = launcher.communicate(timeout=200)
+    assert launcher.returncode in (0, 75), output
+    step, following = next_draw(workdir)
+    assert following == BATCH_SIZE * step
+    finish(start(config(6, data__num_workers=2), workdir, 2, 2))
+    finish(start(config(12), tmp_path / "whole", 1, 4))
+    assert losses(workdir) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)

@@ -48,6 +48,9 @@ def make_batch(setup: Setup, number: int = 0) -> dict:
         "labels": {name: ids.astype(np.int32) for name, ids in labels.items()},
         "weights": {name: (ids >= 0).astype(np.float32) for name, ids in labels.items()},
         "valid": np.ones(size, bool),
+        "task_mask": {
+            task.name: (labels[task.label_field] >= 0).any(axis=1) for task in setup.config.tasks
+        },
     }
     return jax.device_put(arrays, batch_sharding(setup.mesh))
 

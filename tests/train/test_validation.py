@@ -53,6 +53,18 @@ def test_the_same_number_for_every_batch_size_and_mesh(make_config):
     )
 
 
+def test_the_crop_and_the_tasks_of_the_source_count(make_config):
+    whole = measure(make_config(validation=HELD_OUT), devices=1)
+    crop = {"variant": "mu/8", "image_size": 16, "eval_crop": "centre", "eval_crop_fraction": 0.5}
+    middle = measure(make_config(validation=HELD_OUT, model=crop), devices=1)
+    # Of the fresh heads only this one looks at the features.
+    assert middle["val/embedding/loss"] != whole["val/embedding/loss"]
+    source = HELD_OUT["sources"][0] | {"tasks": ["shade"]}
+    shades = measure(make_config(validation=HELD_OUT | {"sources": [source]}), devices=1)
+    assert shades["val/shade/loss"] == pytest.approx(whole["val/shade/loss"], rel=1e-5)
+    assert shades["val/colour/loss"] == shades["val/embedding/loss"] == 0
+
+
 def test_both_parameter_sets_are_measured_and_the_best_checkpoint_is_kept(make_config, tmp_path):
     config = make_config(
         duration=20,

@@ -5,7 +5,7 @@ these frozen dataclasses, so that a typo or a wrong type fails before a device i
 documentation: `docs/config.md` shows these files.
 """
 
-from vitscale.config.data import DataConfig, SourceConfig
+from vitscale.config.data import AugmentConfig, DataConfig, SourceConfig
 from vitscale.config.durations import Duration, resolve_durations, steps_of
 from vitscale.config.evaluation import (
     ClassificationConfig,
@@ -29,6 +29,7 @@ from vitscale.config.train import (
 
 __all__ = [
     "NAME_PATTERN",
+    "AugmentConfig",
     "CheckpointConfig",
     "ClassificationConfig",
     "DataConfig",

@@ -21,6 +21,10 @@ class ModelConfig:
     # Input normalisation of uint8 images, by channel: (x / 255 - mean) / std. Stored with every checkpoint.
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    # Evaluation: the whole image squashed to image_size, or the short side resized to image_size / eval_crop_fraction
+    # and the centre taken. Stored with every checkpoint.
+    eval_crop: Literal["squash", "centre"] = "squash"
+    eval_crop_fraction: float = 1.0
     # activations; parameters stay float32
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     # gradients of weight matrices, and so of their reduction across devices; used by the update as float32
@@ -74,6 +78,7 @@ class ModelConfig:
             "model",
             self,
             {
+                "eval_crop_fraction": (0.1, 1.0),
                 "register_tokens": (0, 8),
                 "stochastic_depth": (0.0, 0.99),
                 "dropout": (0.0, 0.99),

@@ -166,6 +166,13 @@ class TrainConfig:
             raise ValueError(f"duration={self.duration!r} is not resolved to steps")
         return self.duration
 
+    @property
+    def loader_image_hw(self) -> tuple[int, int]:
+        """(height, width) of the images of training batches: the largest that a step trains or validates at."""
+        largest = max(self.data.image_sizes, default=0)
+        height, width = self.model.image_hw
+        return max(height, largest), max(width, largest)
+
     def __post_init__(self) -> None:
         for name in ("warmup", "cooldown", "timescale"):
             check_duration(getattr(self.optim, name), f"optim.{name}")
@@ -173,12 +180,16 @@ class TrainConfig:
         check_duration(self.duration, "duration")
         if isinstance(self.validation.every, int):
             check_positive(self.validation, "every")
-        check_positive(self.data, "global_batch_size", "max_labels", "num_threads")
         check_positive(self.log, "every_steps")
         check_positive(self.checkpoint, "every_steps", "keep")
         check_positive(self.survival, "window")
         if isinstance(self.duration, int) and self.duration < 1:
             raise UserError(f"duration={self.duration} must be at least one step.")
+        if self.data.image_sizes and len(set(self.model.image_hw)) > 1:
+            raise UserError(
+                f"data.image_sizes={self.data.image_sizes} are squares, and model.image_size={self.model.image_size} "
+                "is not; leave image_sizes empty."
+            )
         if not self.data.sources:
             raise UserError("data.sources is empty: name at least one source of training examples.")
         if not self.tasks:

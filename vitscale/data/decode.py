@@ -1,202 +1,271 @@
-"""From the bytes of one image to RGB pixels of a fixed size: host side, Pillow, pure functions.
+"""From the bytes of one image to a row of the batch: host side, pure functions, safe from any number of threads.
 
-Every failure is an `ImageError` with a short reason, so that the callers can count rejects by
-reason. Colours are taken as they are stored: ICC profiles are not applied.
+A JPEG is decoded by libjpeg-turbo, and only as much of it as the wanted box needs (`jpeg`); everything
+else goes through Pillow. Every failure is a `BadExample` with a short reason, so that rejects are counted
+by reason. Colours are taken as they are stored: ICC profiles are not applied.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vitscale.data import jpeg
+from vitscale.data.crops import Box, ChooseBox
+from vitscale.data.records import BadExample
+from vitscale.data.resize import Patch, filter_margin, resize_into
+
 Pixels = UInt8[np.ndarray, "H W 3"]
-Size = int | tuple[int, int]  # of the result in pixels: a side of the square, or (height, width)
-Box = tuple[float, float, float, float]  # left, upper, right, lower; in pixels, upright
 
 # Only what a catalogue holds: Pillow's other parsers are attack surface, and sniffing them costs
 # time.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM")
-ORIENTATION_TAG = 0x0112
-# What EXIF orientation 2..8 asks for, from https://exiftool.org/TagNames/EXIF.html
-TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-CROP_ATTEMPTS = 10
-# A JPEG is decoded at 1/2, 1/4 or 1/8 only if that leaves this many pixels for each pixel of the
-# result, so that the antialiased resize still does the filtering. On photos of 400 x 533 the result
-# then differs by 0.5 grey levels on average; with 2.0 it would be up to 1.3.
-DRAFT_OVERSAMPLING = 3.0
+SIGNATURES = (jpeg.SIGNATURE, b"\x89PNG", b"RIFF", b"GIF8", b"BM")
+# libjpeg's chroma upsampling reads one neighbour, which is two pixels away at most.
+CHROMA_MARGIN = 2.0
+# Of a box, in pixels: less is a mistake, and rounding would decide what is seen.
+LEAST_EXTENT = 1e-3
 
 # `max_pixels` is the limit here; Pillow warns at its own, which the user cannot set.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class ImageError(Exception):
-    """An image that cannot be used. Rejects are counted by `reason`, one of a few short phrases."""
+def decode_into(data: bytes, out: Pixels, choose_box: ChooseBox | None, max_pixels: int) -> None:
+    """Decodes a part of an image into `out`, upright, resized with an antialiasing filter.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    The result is that of Pillow's `resize(out's size, BILINEAR, box=box)` of the whole image, to 0.2 grey
+    levels on average, and 1.5 at most where a large JPEG is decoded at a reduced scale. Releases the GIL
+    in decoding and resizing.
+
+    Args:
+        out: uint8 RGB of the wanted size, usually a row of a batch.
+        choose_box: from the upright image's width and height to the part to take; None: all of it.
+        max_pixels: more than these in the whole image are "too large", and nothing is decoded.
+
+    Raises `BadExample`: "empty", "not an image" (or not of `FORMATS`), "too large", "unsupported" (a
+    coding of JPEG that browsers do not show), "truncated", "corrupt". `out` may then hold anything.
+    """
+    _decode(_open(data, max_pixels), out, choose_box)
+
+
+def decode_rgb(data: bytes, max_pixels: int) -> Pixels:
+    """The whole upright image as RGB: alpha is laid over white, 16 bits are scaled to 8. Raises as `decode_into`."""
+    stored = _open(data, max_pixels)
+    width, height = stored.turn.upright(stored.width, stored.height)
+    out = np.empty((height, width, 3), np.uint8)
+    _decode(stored, out, None)
+    return out
+
+
+def image_size(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """Width and height of the upright image in pixels, from the header only. Raises as `decode_into`."""
+    stored = _open(data, max_pixels)
+    return stored.turn.upright(stored.width, stored.height)
 
 
 def open_header(data: bytes, max_pixels: int) -> Image.Image:
-    """Checks an image's header and leaves it undecoded: the caller may still choose a scale.
-
-    Raises `ImageError`: "empty", "not an image" (or not of `FORMATS`), "too large" (more than
-    `max_pixels`, or than the 179 million that Pillow refuses by itself).
-    """
+    """Pillow's view of an image, not yet decoded. Raises `BadExample` as `decode_into` does for headers."""
     if not data:
-        raise ImageError("empty")
+        raise BadExample("empty")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError("too large") from error
+        raise BadExample("too large") from error
     except Exception as error:  # UnidentifiedImageError, or whatever a parser chokes on
         # A known signature with a broken header behind it was an image once.
-        raise ImageError("corrupt" if data.startswith(SIGNATURES) else "not an image") from error
+        raise BadExample("corrupt" if data.startswith(SIGNATURES) else "not an image") from error
     if image.width * image.height > max_pixels:
-        raise ImageError("too large")
+        raise BadExample("too large")
     return image
 
 
-def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """The whole image as upright 8-bit RGB. Raises `ImageError` like the two that it calls."""
-    return to_rgb(open_header(data, max_pixels))
+class Turn(NamedTuple):
+    """From the stored image to the upright one: first the mirroring, then the exchange of rows and columns."""
+
+    mirror_x: bool = False
+    mirror_y: bool = False
+    transpose: bool = False
+
+    def upright(self, width: int, height: int) -> tuple[int, int]:
+        """Size of the upright image, from the stored one's; or the reverse."""
+        return (height, width) if self.transpose else (width, height)
+
+    def stored_box(self, box: Box, width: int, height: int) -> Box:
+        """A box of the upright image in a stored image of `width` x `height`."""
+        left, upper, right, lower = box
+        if self.transpose:
+            left, upper, right, lower = upper, left, lower, right
+        if self.mirror_x:
+            left, right = width - right, width - left
+        if self.mirror_y:
+            upper, lower = height - lower, height - upper
+        return (left, upper, right, lower)
+
+    def apply(self, pixels: Pixels) -> Pixels:
+        """Stored pixels turned upright: a view."""
+        turned = pixels[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
+        return turned.swapaxes(0, 1) if self.transpose else turned
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Decodes to upright RGB: alpha is laid over white, 16 bits are scaled to 8.
+# EXIF orientation 1 .. 8, https://exiftool.org/TagNames/EXIF.html
+TURNS = (
+    Turn(),
+    Turn(mirror_x=True),
+    Turn(mirror_x=True, mirror_y=True),
+    Turn(mirror_y=True),
+    Turn(transpose=True),
+    Turn(mirror_y=True, transpose=True),
+    Turn(mirror_x=True, mirror_y=True, transpose=True),
+    Turn(mirror_x=True, transpose=True),
+)
 
-    Raises `ImageError`: "truncated", "corrupt" or "too large".
+
+@dataclass(frozen=True)
+class _Jpeg:
+    """A JPEG whose header was read, for libjpeg-turbo."""
+
+    data: bytes
+    header: jpeg.Header
+
+    @property
+    def width(self) -> int:
+        return self.header.width
+
+    @property
+    def height(self) -> int:
+        return self.header.height
+
+    @property
+    def turn(self) -> Turn:
+        return TURNS[self.header.orientation - 1]
+
+    def read(self, box: Box, columns: int, rows: int) -> Patch:
+        """The pixels that `box` (of the stored image) needs to be resized to `columns` x `rows`."""
+        width, height = box[2] - box[0], box[3] - box[1]
+        scale = jpeg.choose_scale(width, height, columns, rows)
+        box = _scaled(box, scale, self.width, self.height)
+        needed = _with_margin(box, columns, rows, CHROMA_MARGIN)
+        region = jpeg.decode_region(self.data, self.header, needed, scale)
+        box = _moved(box, region.left, region.upper)
+        return Patch(region.pixels, region.width, region.height, box)
+
+
+@dataclass(frozen=True)
+class _Pillow:
+    """An image of any format, opened by Pillow."""
+
+    image: Image.Image
+    turn: Turn
+    width: int
+    height: int
+
+    def read(self, box: Box, columns: int, rows: int) -> Patch:
+        """As `_Jpeg.read`; decodes the whole image. Raises `BadExample`: "truncated", "corrupt", "too large"."""
+        image = self.image
+        if image.format == "JPEG":
+            width, height = box[2] - box[0], box[3] - box[1]
+            scale = jpeg.choose_scale(width, height, columns, rows)
+            # Pillow rounds the sizes up, as `_scaled` does, and knows no other scales than these.
+            image.draft(None, (self.width // scale, self.height // scale))
+            box = _scaled(box, scale, self.width, self.height)
+        rgb = _to_rgb(image)
+        left, upper, right, lower = _with_margin(box, columns, rows, 0)
+        part = (
+            max(0, math.floor(left)),
+            max(0, math.floor(upper)),
+            min(rgb.width, math.ceil(right)),
+            min(rgb.height, math.ceil(lower)),
+        )
+        patch = rgb if part == (0, 0, *rgb.size) else rgb.crop(part)
+        return Patch(patch.tobytes(), patch.width, patch.height, _moved(box, part[0], part[1]))
+
+
+def _open(data: bytes, max_pixels: int) -> _Jpeg | _Pillow:
+    """An image with its header read."""
+    if not data.startswith(jpeg.SIGNATURE):
+        image = open_header(data, max_pixels)
+        return _Pillow(image, TURNS[_orientation(image) - 1], image.width, image.height)
+    header = jpeg.read_header(data)
+    if header.width * header.height > max_pixels:
+        raise BadExample("too large")
+    if header.components == 4 or not _has_libjpeg():  # libjpeg-turbo does not turn CMYK into RGB
+        turn = TURNS[header.orientation - 1]
+        return _Pillow(open_header(data, max_pixels), turn, header.width, header.height)
+    return _Jpeg(data, header)
+
+
+def _decode(stored: _Jpeg | _Pillow, out: Pixels, choose_box: ChooseBox | None) -> None:
+    width, height = stored.turn.upright(stored.width, stored.height)
+    box = (0, 0, width, height) if choose_box is None else choose_box(width, height)
+    box = (max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3]))
+    if box[2] - box[0] < LEAST_EXTENT or box[3] - box[1] < LEAST_EXTENT:
+        raise ValueError(f"the box {box} holds nothing of {width} x {height} pixels")
+    rows, columns, _ = out.shape
+    columns, rows = stored.turn.upright(columns, rows)
+    patch = stored.read(stored.turn.stored_box(box, stored.width, stored.height), columns, rows)
+    if stored.turn == TURNS[0]:
+        resize_into(patch, out)
+        return
+    small = np.empty((rows, columns, 3), np.uint8)
+    resize_into(patch, small)
+    out[:] = stored.turn.apply(small)
+
+
+def _scaled(box: Box, scale: int, width: int, height: int) -> Box:
+    """`box` in an image of `width` x `height` at 1 / `scale`, whose sides are rounded up.
+
+    Where they are, the last pixel stands for less than `scale`: a box never reaches beyond it.
     """
-    turn = TRANSPOSE.get(_orientation(image))
+    if scale == 1:
+        return box
+    left, upper, right, lower = (side / scale for side in box)
+    return (left, upper, min(right, -(-width // scale)), min(lower, -(-height // scale)))
+
+
+def _with_margin(box: Box, columns: int, rows: int, more: float) -> Box:
+    """`box` and what the filter sees around it, and `more` pixels on each side; it may leave the image."""
+    x = filter_margin(box[2] - box[0], columns) + more
+    y = filter_margin(box[3] - box[1], rows) + more
+    return (box[0] - x, box[1] - y, box[2] + x, box[3] + y)
+
+
+def _moved(box: Box, left: float, upper: float) -> Box:
+    """`box` seen from a part that begins at (`left`, `upper`)."""
+    return (box[0] - left, box[1] - upper, box[2] - left, box[3] - upper)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Decodes to RGB as it lies. Raises `BadExample`: "truncated", "corrupt" or "too large"."""
     try:
         image.load()
-        if image.mode != "RGB" or "transparency" in image.info:
-            image = _convert(image)
+        if image.mode == "RGB" and "transparency" not in image.info:
+            return image
+        return _convert(image)
     except Image.DecompressionBombError as error:
-        raise ImageError("too large") from error
+        raise BadExample("too large") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
         truncated = "truncated" in str(error) or isinstance(error, EOFError)
-        raise ImageError("truncated" if truncated else "corrupt") from error
-    upright = image if turn is None else image.transpose(turn)
-    upright.info = {}  # the orientation is applied now: nobody may apply it again
-    return upright
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height in pixels once the EXIF orientation is applied. Decodes nothing."""
-    return image.size if _orientation(image) < 5 else (image.height, image.width)
-
-
-def sample_crop(
-    width: int, height: int, rng: np.random.Generator, min_area: float, aspect: float = 1.0
-) -> Box:
-    """The Inception crop (Szegedy et al., 2015): `min_area` to 1 of the area, ratio 3/4 to 4/3 of `aspect`.
-
-    Ten attempts, then the largest central box of an allowed ratio, as in torchvision's
-    `RandomResizedCrop`. Corners are whole pixels.
-    """
-    draws = rng.random((CROP_ATTEMPTS, 4)).tolist()
-    log_ratio = math.log(4 / 3)
-    for area_draw, ratio_draw, x_draw, y_draw in draws:
-        area = width * height * (min_area + (1 - min_area) * area_draw)
-        ratio = aspect * math.exp(log_ratio * (2 * ratio_draw - 1))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, upper = int(x_draw * (width - w + 1)), int(y_draw * (height - h + 1))
-            return (left, upper, left + w, upper + h)
-    w = max(1, min(width, round(height * aspect * 4 / 3)))
-    h = max(1, min(height, round(width / aspect * 4 / 3)))
-    left, upper = (width - w) // 2, (height - h) // 2
-    return (left, upper, left + w, upper + h)
-
-
-def random_resized_crop(
-    image: Image.Image, size: Size, rng: np.random.Generator, min_area: float = 0.35
-) -> Pixels:
-    """A random crop (`sample_crop`) resized with an antialiasing filter.
-
-    Args:
-        image: from `open_header` (the decoding scale is then chosen for the crop) or `open_image`.
-        size: of the result; its aspect ratio is the middle of the crops'.
-        rng: decides the box; 40 uniform numbers are taken whatever the image is.
-        min_area: smallest share of the image's area.
-    """
-    width, height = upright_size(image)
-    rows, columns = as_pair(size)
-    return resize_box(image, size, sample_crop(width, height, rng, min_area, columns / rows))
-
-
-def as_pair(size: Size) -> tuple[int, int]:
-    """(height, width) of a size."""
-    return size if isinstance(size, tuple) else (size, size)
-
-
-def resize(image: Image.Image, size: Size) -> Pixels:
-    """The whole image squashed to `size`, antialiased."""
-    width, height = upright_size(image)
-    return resize_box(image, size, (0, 0, width, height))
-
-
-def resize_box(image: Image.Image, size: Size, box: Box) -> Pixels:
-    """The part `box` of the upright image at `size`; triangle filter scaled to antialias."""
-    rows, columns = as_pair(size)
-    full_width, full_height = upright_size(image)
-    _draft(image, (rows, columns), box)
-    rgb = to_rgb(image)
-    if rgb.size != (full_width, full_height):
-        x_scale, y_scale = rgb.width / full_width, rgb.height / full_height
-        # Draft sizes are rounded up; min() keeps a box that ends at the border inside of the
-        # smaller image.
-        box = (
-            box[0] * x_scale,
-            box[1] * y_scale,
-            min(box[2] * x_scale, rgb.width),
-            min(box[3] * y_scale, rgb.height),
-        )
-    if rgb.size != (columns, rows) or box != (0, 0, columns, rows):
-        rgb = rgb.resize((columns, rows), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(rgb)
-
-
-def draw_generator(seed: int, position: int) -> np.random.Generator:
-    """The random numbers of one draw: a pure function of the run's seed and the draw's global
-    number."""
-    return np.random.Generator(np.random.PCG64([seed, position]))
-
-
-def _draft(image: Image.Image, size: tuple[int, int], box: Box) -> None:
-    """Asks libjpeg for a smaller decoding when `box` stays large enough (`DRAFT_OVERSAMPLING`)."""
-    if image.format != "JPEG":
-        return
-    shrink = min((box[2] - box[0]) / size[1], (box[3] - box[1]) / size[0]) / DRAFT_OVERSAMPLING
-    if shrink >= 2:
-        image.draft(None, (math.floor(image.width / shrink), math.floor(image.height / shrink)))
+        raise BadExample("truncated" if truncated else "corrupt") from error
 
 
 def _orientation(image: Image.Image) -> int:
     if "exif" not in image.info:  # getexif() is slow, and most images carry none
         return 1
     try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
+        value = image.getexif().get(jpeg.ORIENTATION_TAG, 1)
     except Exception:  # a broken EXIF block is no reason to lose the picture
         return 1
-    return value if value in TRANSPOSE else 1
+    return value if value in range(1, 9) else 1
 
 
 def _convert(image: Image.Image) -> Image.Image:
@@ -210,3 +279,16 @@ def _convert(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+@functools.cache
+def _has_libjpeg() -> bool:
+    """Whether JPEGs are decoded by libjpeg-turbo; warns once if not."""
+    if not jpeg.available():
+        warnings.warn(
+            "No libjpeg-turbo 3 was found, so JPEGs are decoded whole by Pillow, at about a third of the "
+            "rate: pip install turbojpeg, or install the system's libturbojpeg 3.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return jpeg.available()

@@ -39,6 +39,15 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
+class BadExample(Exception):
+    """An example that cannot be used. Rejects are counted by `reason`, one of a few short phrases."""
+
+    def __init__(self, reason: str, example_id: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.example_id = example_id  # "" where the reader does not know it yet
+
+
 @dataclass(frozen=True)
 class Labels:
     """Labels of one example for one field: class ids `[k] int64` and weights `[k] float32`; k = 0: not labelled."""
@@ -85,14 +94,13 @@ def serialize_example(example: Example) -> bytes:
 def parse_example(serialized: bytes) -> Example:
     """The inverse of `serialize_example`."""
     feature = tf_example_pb2.Example.FromString(serialized).features.feature
-    labels = {
-        name.removesuffix("/labels"): Labels.of(
-            value.int64_list.value,
-            feature[name.removesuffix("labels") + "weights"].float_list.value,
-        )
-        for name, value in feature.items()
-        if name.endswith("/labels")
-    }
+    labels = {}
+    for name in feature:
+        if name.endswith("/labels"):
+            field = name.removesuffix("/labels")
+            # Sliced: NumPy goes through protobuf's own containers one Python call an element.
+            ids = feature[name].int64_list.value[:]
+            labels[field] = Labels.of(ids, feature[f"{field}/weights"].float_list.value[:])
     return Example(
         id=feature["id"].bytes_list.value[0].decode(),
         image=feature["image"].bytes_list.value[0],
@@ -150,17 +158,26 @@ def read_classes(folder: Path) -> dict[str, list[str]]:
 
 
 def find_shards(folder: Path, split: str) -> list[Path]:
-    """All shards of a split in order. Raises `UserError` when there is none or one of the series is missing."""
-    found: dict[int, Path] = {}
+    """All shards of a split in order; see `order_shards`."""
+    names = [path.name for path in folder.glob("*.array_record")] if folder.is_dir() else []
+    return [folder / name for name in order_shards(names, split, str(folder))]
+
+
+def order_shards(names: Sequence[str], split: str, folder: str) -> list[str]:
+    """The shards of a split among a folder's files, in order.
+
+    Raises `UserError` when there is none or one of the series is missing.
+    """
+    found: dict[int, str] = {}
     counts: set[int] = set()
     splits: set[str] = set()
-    for path in sorted(folder.glob("*.array_record")) if folder.is_dir() else []:
-        match = SHARD_NAME.fullmatch(path.name)
+    for name in names:
+        match = SHARD_NAME.fullmatch(name)
         if match is None:
             continue
         splits.add(match["split"])
         if match["split"] == split:
-            found[int(match["shard"])] = path
+            found[int(match["shard"])] = name
             counts.add(int(match["count"]))
     if not found:
         have = (

@@ -19,7 +19,7 @@ from vitscale.errors import UserError
 from vitscale.evals.metrics import PAD
 
 if TYPE_CHECKING:
-    from vitscale.data.loader import Batch
+    from vitscale.data.batches import Batch
     from vitscale.data.sources import Source
     from vitscale.models.weights import LoadedModel
 
@@ -55,9 +55,12 @@ class Embedded:
     """What a model says about a source. Row i of every array belongs to `ids[i]`."""
 
     ids: list[str]
+    rows: Int[np.ndarray, " N"]  # int64: where in the source
     outputs: dict[str, Float[np.ndarray, "N D"]]  # float32
     labels: dict[str, Int[np.ndarray, "N K"]]  # label ids, padded with -1
-    rejects: dict[str, str] = field(default_factory=dict)  # id -> reason, of undecodable images
+    rejects: dict[str, str] = field(
+        default_factory=dict
+    )  # id -> reason, of images that cannot be used
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,7 +86,7 @@ class Embedder:
         self._options = options or EmbedOptions()
         devices = list(devices or jax.local_devices())
         self._batch_size = -(-self._options.batch_size // len(devices)) * len(devices)
-        self._image_size = model.model.image_hw
+        self._model = model.model
         self._apply, self._image_sharding = compile_apply(model, outputs, devices)
         whole = NamedSharding(self._image_sharding.mesh, PartitionSpec())
         self._params = jax.device_put(model.params, whole)
@@ -103,7 +106,9 @@ class Embedder:
         for batch in eval_batches(
             source,
             batch_size=self._batch_size,
-            image_size=self._image_size,
+            image_size=self._model.image_hw,
+            eval_crop=self._model.eval_crop,
+            eval_crop_fraction=self._model.eval_crop_fraction,
             fields=tuple(fields),
             max_labels=MAX_LABELS,
             max_image_pixels=self._options.max_image_pixels,
@@ -190,6 +195,7 @@ class _Collected:
         self.count = 0
         self._names = outputs, fields
         self._ids: list[str] = []
+        self._rows: list[Int[np.ndarray, " n"]] = []
         self._rejects: dict[str, str] = {}
         self._labels: list[Mapping[str, np.ndarray]] = []
         self._outputs: list[dict[str, np.ndarray]] = []
@@ -200,10 +206,11 @@ class _Collected:
         valid = np.asarray(batch.valid, bool)
         ids = [name for name, keep in zip(batch.ids, valid, strict=True) if keep]
         self._ids.extend(ids)
+        self._rows.append(batch.position[valid].astype(np.int64))
         self._labels.append({name: np.asarray(v)[valid] for name, v in batch.labels.items()})
         # Fetched one batch late, so that the host reads while the devices compute.
         self._pending = (valid, {name: result[name] for name in self._names[0]})
-        self._rejects |= batch.rejects
+        self._rejects |= {reject.id: reject.reason for reject in batch.rejects}
         self.count += len(ids) + len(batch.rejects)
 
     def _fetch(self) -> None:
@@ -219,6 +226,7 @@ class _Collected:
             raise UserError(f"none of the images of {source} can be read.")
         return Embedded(
             ids=self._ids,
+            rows=np.concatenate(self._rows),
             outputs={n: np.concatenate([part[n] for part in self._outputs]) for n in outputs},
             labels={n: _trimmed([part[n] for part in self._labels]) for n in fields},
             rejects=self._rejects,

@@ -6,7 +6,6 @@ sources share one numbering a field; heads are judged in the numbering of the mo
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ from vitscale.evals.embed import (
     rejects_table,
     write_parquet,
 )
-from vitscale.evals.evaluation_report import SuiteReport, evaluation_page
+from vitscale.evals.evaluation_report import Album, SuiteReport, evaluation_page
 from vitscale.evals.metrics import PAD
 from vitscale.evals.suites import Bootstrap, SuiteResult
 from vitscale.progress import Task
@@ -142,22 +141,10 @@ def choose_heads(suite: ClassificationConfig, model: LoadedModel, root: str) -> 
             )
     if suite.tasks:
         return [tasks[name] for name in suite.tasks]
-    available = _available_fields(suite.source, root)
+    from vitscale.data.sources import available_fields
+
+    available = available_fields(suite.source, root)
     return [task for task in tasks.values() if task.label_field in available]
-
-
-def _available_fields(source: SourceConfig, root: str) -> set[str]:
-    if source.fields:
-        return set(source.fields)
-    if source.kind == "shards":
-        from vitscale.data.sources import collect_classes
-
-        return set(collect_classes([source], root))
-    path = Path(root, source.path)
-    if not path.is_file():  # opening it says so in better words
-        return set()
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return set(next(csv.reader(file), []))
 
 
 def _key(source: SourceConfig) -> SourceConfig:
@@ -232,7 +219,8 @@ def _run_retrieval(
             f"{len(index.embedded):,} items of {index.source.name}; relevant: same "
             f"{suite.relevant_field}; embedding: {embedding}; search: {suite.search}."
         )
-        yield SuiteReport(result, note, queries.source, index.source)
+        albums = [Album(read.source, read.embedded.rows) for read in (queries, index)]
+        yield SuiteReport(result, note, *albums)
 
 
 def _run_classification(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Int
 from markupsafe import Markup
 
-from vitscale.data.decode import ImageError
+from vitscale.data.records import BadExample
 from vitscale.evals import plots, report
 from vitscale.evals.metrics import PAD
 from vitscale.evals.report import GalleryRow, Picture, Section, Table
@@ -23,12 +24,27 @@ GALLERY_HITS = 5
 
 @dataclass(frozen=True)
 class SuiteReport:
-    """A suite's result, a sentence on what was measured, and where retrieval's images are."""
+    """A suite's result, a sentence on what was measured, and retrieval's images."""
 
     result: SuiteResult
     note: str
-    queries: Source | None = None
-    index: Source | None = None
+    queries: Album | None = None
+    index: Album | None = None
+
+
+@dataclass(frozen=True)
+class Album:
+    """Thumbnails of embedded examples: `rows [N]` says where in the source each one is."""
+
+    source: Source
+    rows: Int[np.ndarray, " N"]
+
+    def picture(self, number: int, name: str, right: bool | None = None) -> Picture:
+        try:
+            src = report.thumbnail(self.source[int(self.rows[number])].image)
+        except BadExample:
+            src = ""
+        return Picture(src, name, right)
 
 
 def evaluation_page(
@@ -75,8 +91,8 @@ def ranks_plot(ranking: Ranking) -> Markup:
 
 def gallery_rows(
     ranking: Ranking,
-    queries: Source,
-    index: Source,
+    queries: Album,
+    index: Album,
     *,
     limit: int,
     hits: int = GALLERY_HITS,
@@ -84,30 +100,14 @@ def gallery_rows(
     """Queries evenly spread over those that have something to find, each with its first hits."""
     candidates = np.flatnonzero(ranking.num_relevant > 0)
     spread = np.linspace(0, len(candidates) - 1, min(limit, len(candidates)))
-    query_album, index_album = _Album(queries), _Album(index)
     rows = []
     for query in candidates[np.unique(spread.astype(int))].tolist():
         found = [
-            index_album.picture(ranking.index_ids[row], right=bool(right))
+            index.picture(row, ranking.index_ids[row], right=bool(right))
             for row, right in zip(
                 ranking.rows[query, :hits].tolist(), ranking.relevant[query, :hits], strict=True
             )
             if row != PAD
         ]
-        rows.append(GalleryRow(query_album.picture(ranking.query_ids[query]), found))
+        rows.append(GalleryRow(queries.picture(query, ranking.query_ids[query]), found))
     return rows
-
-
-class _Album:
-    """Thumbnails of a source by id."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._row_of = {source.example_id(row): row for row in range(len(source))}
-
-    def picture(self, name: str, right: bool | None = None) -> Picture:
-        try:
-            src = report.thumbnail(self._source[self._row_of[name]].image)
-        except ImageError:
-            src = ""
-        return Picture(src, name, right)

@@ -20,7 +20,8 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image, ImageOps
 
-from vitscale.data.decode import ImageError, open_header
+from vitscale.data.decode import open_header
+from vitscale.data.records import BadExample
 from vitscale.evals.stats import Estimate
 
 THUMBNAIL_PIXELS = 50_000_000  # a larger image is shown as a placeholder, unread
@@ -112,7 +113,7 @@ def thumbnail(image: bytes, size: int = 128) -> str:
         transparent = small.has_transparency_data
         small = small.convert("RGBA" if transparent else "RGB")
         small.thumbnail((size, size), Image.Resampling.LANCZOS)
-    except (ImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (BadExample, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""
     buffer = io.BytesIO()
     if transparent:

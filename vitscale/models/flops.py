@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -39,17 +41,20 @@ def forward_flops(definition: ModelDefinition) -> float:
     return backbone_flops(definition.config) + _head_flops(definition)
 
 
-def train_flops(definition: ModelDefinition) -> float:
+def train_flops(definition: ModelDefinition, image_sizes: Sequence[int] = ()) -> float:
     """FLOPs of one image's forward and backward pass, the mean over `patch_sizes` when there are any.
 
     Backward is twice forward, less the gradient of the images, which nobody needs. Tokens that patch dropout leaves
-    out are not counted.
+    out are not counted. image_sizes: sides that steps train at, equally often; default: the model's.
     """
     config = definition.config
-    sizes: tuple[int | None, ...] = config.patch_sizes or (None,)
-    backbone = np.mean([backbone_flops(config, size, train=True) for size in sizes])
-    total = 3 * (backbone + _head_flops(definition)) - _first_layer_flops(config)
-    return float(total)
+    patch_sizes: tuple[int | None, ...] = config.patch_sizes or (None,)
+    totals = [
+        3 * backbone_flops(model, patch_size, train=True) - _first_layer_flops(model)
+        for model in [replace(config, image_size=s) for s in image_sizes] or [config]
+        for patch_size in patch_sizes
+    ]
+    return float(np.mean(totals)) + 3 * _head_flops(definition)
 
 
 def backbone_flops(

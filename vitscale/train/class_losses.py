@@ -33,7 +33,7 @@ Loss = Literal["softmax", "sigmoid"]
 def sharded_class_loss(
     scores: ClassScores,
     labels: Int[Array, "B K"],
-    weights: Float[Array, "B K"],
+    targets: Float[Array, "B K"],
     *,
     num_classes: int,
     loss: Loss,
@@ -77,7 +77,7 @@ def sharded_class_loss(
             in_specs=(rows, columns, classes, rows, rows, everywhere, everywhere),
             out_specs=(rows, rows),
         )
-    return local(scores.features, scores.weights, scores.bias, labels, weights, labels, key)
+    return local(scores.features, scores.weights, scores.bias, labels, targets, labels, key)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _local_loss(
     weights: Float[Array, "..."],
     bias: Float[Array, " c"] | None,
     labels: Int[Array, "b K"],
-    label_weights: Float[Array, "b K"],
+    targets: Float[Array, "b K"],
     all_labels: Int[Array, "B K"],
     key: Array | None,
 ) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
@@ -167,7 +167,7 @@ def _local_loss(
     # float32 before it is gathered, so that the gradient is summed over the shards in float32.
     rows = layout.vary_rows(layout.gather_rows(features.astype(jnp.float32)))
     row_labels = layout.gather_rows(labels)
-    row_weights = layout.gather_rows(label_weights)
+    row_targets = layout.gather_rows(targets)
     offset = layout.shard() * layout.local_classes
     ids = offset + jnp.arange(layout.local_classes)
     slots = _own(row_labels - offset, layout.local_classes)
@@ -183,15 +183,15 @@ def _local_loss(
         weights = jnp.take(weights, sample.kept, axis=settings.class_axis)
         bias = None if bias is None else bias[sample.kept]
         # Where there are more labels than the sample holds.
-        row_weights = row_weights * layout.sum((slots >= 0).astype(jnp.float32))
+        row_targets = row_targets * layout.sum((slots >= 0).astype(jnp.float32))
     weights = layout.vary_classes(weights)
     bias = None if bias is None else layout.vary_classes(bias)
-    target = _targets(settings.loss, row_weights)
+    target = row_targets if settings.loss == "sigmoid" else _scaled(row_targets)
     parts, best = _over_chunks(settings, rows, weights, bias, ids, slots, target)
     losses = _combine(settings, layout, parts, jnp.sum(ids < settings.num_classes))
-    losses = jnp.where(row_weights.sum(axis=1) > 0, losses, 0.0)
+    losses = jnp.where(row_targets.sum(axis=1) > 0, losses, 0.0)
     top = _top_class(layout, best)
-    hits = jnp.any((row_labels == top[:, None]) & (row_weights > 0), axis=1)
+    hits = jnp.any((row_labels == top[:, None]) & (row_targets > 0), axis=1)
     return layout.own_rows(losses, features), layout.own_rows(hits, features)
 
 
@@ -200,11 +200,9 @@ def _own(local: Int[Array, "B K"], size: int) -> Int[Array, "B K"]:
     return jnp.where((local >= 0) & (local < size), local, -1)
 
 
-def _targets(loss: Loss, weights: Float[Array, "B K"]) -> Float[Array, "B K"]:
-    """What the logit of each label counts in the loss."""
-    if loss == "sigmoid":
-        return (weights > 0).astype(jnp.float32)
-    return weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
+def _scaled(targets: Float[Array, "B K"]) -> Float[Array, "B K"]:
+    """To a sum of 1 a row, as a softmax has it."""
+    return targets / jnp.maximum(targets.sum(axis=1, keepdims=True), 1e-12)
 
 
 class _Parts(NamedTuple):

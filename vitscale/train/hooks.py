@@ -79,7 +79,7 @@ def open_hooks(
         writer.event("start", step=step, began=time.time() - (time.perf_counter() - began))
         meter = StepMeter(
             images_per_step=config.data.global_batch_size,
-            flops_per_image=train_flops(setup.definition),
+            flops_per_image=train_flops(setup.definition, config.data.image_sizes),
             num_devices=jax.device_count(),
             peak_flops_per_device=device_peak_flops(),
             began=began,

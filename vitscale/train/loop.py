@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from vitscale.config import DataConfig, TrainConfig, resolve_durations
 from vitscale.config_loading import to_json
-from vitscale.data.loader import Batch, TrainLoader
+from vitscale.data.batches import Batch
+from vitscale.data.loader import TrainLoader
 from vitscale.data.sources import Source, collect_classes, open_source
 from vitscale.errors import Preempted, UserError
 from vitscale.models.multitask import define_model
 from vitscale.models.weights import describe
-from vitscale.parallel.mesh import batch_sharding, make_mesh
+from vitscale.parallel.mesh import make_mesh
 from vitscale.parallel.peers import translate
 from vitscale.train.checkpoint import CheckpointStore
+from vitscale.train.feed import DeviceFeed, put_batch
 from vitscale.train.hooks import Hooks, open_hooks
 from vitscale.train.initialise import initial_params
 from vitscale.train.preemption import StopSignal, find_notice
 from vitscale.train.profiler import annotate
 from vitscale.train.setup import Setup, build, lower, report_layout
 from vitscale.train.state import TrainState, init_state
-from vitscale.train.step import Metrics, sample_patch_size
+from vitscale.train.step import Metrics, sample_image_size, sample_patch_size
 from vitscale.train.telemetry import StepMeter
 from vitscale.train.validation import Validation, make_validation, validation_due
-from vitscale.train.workdir import WorkdirLock, claim_workdir, write_rejects
+from vitscale.train.workdir import RejectsFile, WorkdirLock, claim_workdir
 
 logger = logging.getLogger(__name__)
 
@@ -74,29 +76,35 @@ def train(config: TrainConfig, workdir: Path) -> TrainState:
         try:
             with CheckpointStore(workdir, config.checkpoint) as store:
                 run = Run(setup, workdir, classes, loader, store, validation, stop, began)
-                return run_steps(run, restore_or_init(run))
+                return run_steps(run, *restore_or_init(run))
         except Exception as error:
             if lost := translate(error):
                 raise lost from error
             raise
         finally:
-            write_rejects(workdir, loader)
             loader.close()
 
 
-def run_steps(run: Run, state: TrainState) -> TrainState:
-    """The hot loop. The host waits for the device at logging points only."""
+def run_steps(run: Run, state: TrainState, position: Mapping[str, Any] | None = None) -> TrainState:
+    """The hot loop. The host waits for the device at logging points only.
+
+    `position`: of the data, from the checkpoint (`DeviceFeed.get_state`); None: its beginning.
+    """
     config, step = run.config, int(state.step)
     # Collectives of several steps in flight starve the thread pool that fake CPU devices share: a deadlock.
     one_at_a_time = jax.default_backend() == "cpu" and jax.device_count() > 1
     functions = StepFunctions(run.setup)
     opened = open_hooks(run.setup, run.workdir, step, int(state.skipped), run.began)
-    with opened as hooks, jax.transfer_guard("disallow"):
+    with (
+        open_feed(run, position) as feed,
+        opened as hooks,
+        jax.transfer_guard("disallow"),
+    ):
         for iteration in itertools.count(1):
             if step >= config.total_steps:
                 break
             step += 1
-            batch = next_batch(run, hooks.meter)
+            batch = next_batch(feed, hooks.meter)
             function = functions.of(step, hooks)
             hooks.profile.before_step(step, state)
             with annotate(step):
@@ -107,7 +115,7 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
             hooks.watchdog.beat(step)
             # Processes agree by counting calls: steps would not do, since a run may go back.
             stopping = run.stop.should_stop(iteration)
-            values = log_step(run, hooks, step, metrics)
+            values = log_step(run, hooks, feed, step, metrics)
             good = hooks.check_skipped(step, values)
             if good is not None:
                 state = roll_back(run, hooks, step, good)
@@ -116,7 +124,7 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
                 values |= validate(run, hooks, step, state)
                 if values:
                     hooks.writer.write(step, values)
-                save(run, hooks, step, state, values, now=stopping)
+                save(run, hooks, feed, step, state, values, now=stopping)
             if stopping and step < config.total_steps:
                 unlogged = hooks.read_meter(step).get("productive_seconds", 0.0)
                 hooks.writer.event("preempted", step=step, productive_seconds=unlogged)
@@ -128,30 +136,45 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
 
 
 class StepFunctions:
-    """The compiled step of every patch size, each compiled when it is first wanted."""
+    """The compiled step of every patch size and image size, each compiled when it is first wanted."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._compiled: dict[int | None, jax.stages.Compiled] = {}
+        self._compiled: dict[tuple[int | None, int | None], jax.stages.Compiled] = {}
 
     def of(self, step: int, hooks: Hooks) -> jax.stages.Compiled:
-        patch_size = sample_patch_size(self._setup.config, step)
-        if patch_size not in self._compiled:
+        config = self._setup.config
+        sizes = (sample_patch_size(config, step), sample_image_size(config, step))
+        if sizes not in self._compiled:
             began = time.perf_counter()
             with hooks.watchdog.pause(), jax.transfer_guard("allow"):  # constants of the program
-                self._compiled[patch_size] = lower(self._setup, patch_size).compile()
+                self._compiled[sizes] = lower(self._setup, *sizes).compile()
             logger.info("compiled the step in %.1f s", time.perf_counter() - began)
-        return self._compiled[patch_size]
+        return self._compiled[sizes]
 
 
-def next_batch(run: Run, meter: StepMeter) -> dict[str, Any]:
+@contextlib.contextmanager
+def open_feed(run: Run, position: Mapping[str, Any] | None) -> Iterator[DeviceFeed]:
+    """Batches on the devices; examples that cannot be used are written down."""
+    rejects = RejectsFile(run.workdir)
+
+    def put(batch: Batch) -> dict[str, Any]:
+        return put_batch(batch, run.setup.mesh)
+
+    with DeviceFeed(run.loader, put, start=position, on_rejects=rejects.add) as feed:
+        yield feed
+
+
+def next_batch(feed: DeviceFeed, meter: StepMeter) -> dict[str, Any]:
     began = time.perf_counter()
-    batch = next(run.loader)
+    batch = next(feed)
     meter.waited_for_input(time.perf_counter() - began)
-    return put_batch(batch, run.setup.mesh)
+    return batch
 
 
-def log_step(run: Run, hooks: Hooks, step: int, metrics: Metrics) -> dict[str, float]:
+def log_step(
+    run: Run, hooks: Hooks, feed: DeviceFeed, step: int, metrics: Metrics
+) -> dict[str, float]:
     """The metrics at logging points, where the host waits for the device; else nothing."""
     config = run.config
     if step == hooks.first_step:
@@ -160,6 +183,8 @@ def log_step(run: Run, hooks: Hooks, step: int, metrics: Metrics) -> dict[str, f
     if step % config.log.every_steps and step not in (1, config.total_steps):
         return {}
     values = {f"train/{name}": float(v) for name, v in jax.device_get(metrics).items()}
+    with jax.transfer_guard("allow"):  # processes tell each other their counts
+        values |= feed.metrics()
     values |= hooks.read_meter(step)
     losses = {t.name: f"{values[f'train/{t.name}/loss']:.4f}" for t in config.tasks}
     info = f"loss {values['train/loss']:.3f}"
@@ -182,16 +207,23 @@ def validate(run: Run, hooks: Hooks, step: int, state: TrainState) -> dict[str, 
 
 
 def save(
-    run: Run, hooks: Hooks, step: int, state: TrainState, values: Mapping[str, float], *, now: bool
+    run: Run,
+    hooks: Hooks,
+    feed: DeviceFeed,
+    step: int,
+    state: TrainState,
+    values: Mapping[str, float],
+    *,
+    now: bool,
 ) -> None:
     """Starts a checkpoint at its interval, at the end, and `now`."""
     config = run.config
     if step % config.checkpoint.every_steps and step != config.total_steps and not now:
         return
     meta = describe(step, config.model, config.tasks, run.classes)
-    meta |= {"config": json.loads(to_json(config)), "data": run.loader.get_state()}
     before = run.store.blocked_seconds
     with hooks.watchdog.pause(), jax.transfer_guard("allow"):
+        meta |= {"config": json.loads(to_json(config)), "data": feed.get_state()}
         run.store.save(step, state, meta, values)
     hooks.meter.blocked_by_checkpoint(run.store.blocked_seconds - before)
 
@@ -226,23 +258,28 @@ def make_loader(config: TrainConfig, sources: Sequence[Source]) -> TrainLoader:
     return TrainLoader(
         sources,
         config.data,
-        image_size=config.model.image_hw,
-        fields=sorted({task.label_field for task in config.tasks}),
+        image_size=config.loader_image_hw,
+        tasks={task.name: task.label_field for task in config.tasks},
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
-def restore_or_init(run: Run) -> TrainState:
+def restore_or_init(run: Run) -> tuple[TrainState, Mapping[str, Any] | None]:
     """The newest checkpoint with the data position it was saved at, or a fresh state."""
-    setup, config = run.setup, run.config
+    setup = run.setup
     found = run.store.restore(setup.abstract, setup.shardings)
     if found is not None:
         state, meta = found
-        run.loader.set_state(meta["data"])
         logger.info("goes on from the checkpoint of step %d", int(state.step))
-        return state
+        return state, meta["data"]
+    return init(run), None
+
+
+def init(run: Run) -> TrainState:
+    """Fresh parameters, or those of another run where the config names one."""
+    setup, config = run.setup, run.config
     ema = config.optim.ema_decay > 0
     create = jax.jit(
         lambda seed: init_state(setup.definition, setup.optimizer, seed, ema=ema),
@@ -262,12 +299,3 @@ def restore_or_init(run: Run) -> TrainState:
         statistics={name: placed.get(name, value) for name, value in state.statistics.items()},
         ema={name: params[name].copy() for name in state.ema},
     )
-
-
-def put_batch(batch: Batch, mesh: Mesh) -> dict[str, Any]:
-    """This process's rows as part of the global, sharded batch."""
-    sharding = batch_sharding(mesh)
-    with jax.transfer_guard_host_to_device("allow"):  # the one transfer that is meant
-        return jax.tree.map(
-            lambda array: jax.make_array_from_process_local_data(sharding, array), batch.arrays()
-        )

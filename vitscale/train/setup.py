@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vitscale.config import TrainConfig, resolve_durations
+from vitscale.errors import UserError
 from vitscale.models.flops import num_parameters, train_flops
 from vitscale.models.multitask import ModelDefinition, check_model, define_model_from_counts
 from vitscale.models.platform import compiling_for
-from vitscale.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated
+from vitscale.parallel.mesh import batch_sharding, batch_shards, check_batch, make_mesh, replicated
 from vitscale.parallel.rules import (
     LAYOUT_COLUMNS,
     LayoutRow,
@@ -63,8 +66,11 @@ class Setup:
 def build(definition: ModelDefinition, config: TrainConfig, mesh: Mesh) -> Setup:
     """The jitted step with every input and output placed. Durations of `config` are resolved."""
     platform = mesh.devices.flat[0].platform
-    check_model(config.model, "gpu" if platform == "cuda" else platform)
+    for image_size in (config.model.image_size, *config.data.image_sizes):
+        model = dataclasses.replace(config.model, image_size=image_size)
+        check_model(model, "gpu" if platform == "cuda" else platform)
     check_batch(config.data.global_batch_size, mesh, config.optim.accumulate_steps)
+    check_pairs(config, mesh)
     axes, shapes = definition.axes(), definition.shapes()
     optimizer = make_optimizer(
         config.optim, config.total_steps, {name: axes[name] for name in shapes}, shapes
@@ -74,13 +80,23 @@ def build(definition: ModelDefinition, config: TrainConfig, mesh: Mesh) -> Setup
     step = jax.jit(
         on_mesh(make_step(definition, optimizer, config), mesh),
         compiler_options=GPU_COMPILER_OPTIONS if platform in ("gpu", "cuda") else None,
-        static_argnums=2,
+        static_argnums=(2, 3),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
     abstract = with_shardings(abstract, shardings)
     return Setup(config, definition, optimizer, mesh, abstract, shardings, step)
+
+
+def check_pairs(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises `UserError` when images are mixed by pairs and a device's share of the batch is odd."""
+    shards, size = batch_shards(mesh), config.data.global_batch_size
+    if config.data.augment.mixes and size // shards % 2:
+        raise UserError(
+            f"data.augment mixes pairs of images, and data.global_batch_size={size} gives each of {shards} batch "
+            f"shards an odd number; the next one that does not is {math.ceil(size / shards / 2) * 2 * shards}."
+        )
 
 
 def on_mesh(function: Any, mesh: Mesh) -> Any:
@@ -96,23 +112,30 @@ def on_mesh(function: Any, mesh: Mesh) -> Any:
 
 
 def lower_step(
-    config: TrainConfig, devices: Sequence[Any], counts: dict[str, int] | None = None
+    config: TrainConfig,
+    devices: Sequence[Any],
+    counts: dict[str, int] | None = None,
+    image_size: int | None = None,
 ) -> tuple[Setup, jax.stages.Lowered]:
     """The step of a config lowered for devices that may be described only (`vitscale.parallel.aot`).
 
     Args:
         counts: classes of every label field; default: `num_classes` of the tasks, as recipes state them.
+        image_size: that the step trains at; default: `model.image_size`.
     """
     known = {t.label_field: t.num_classes for t in config.tasks if t.num_classes is not None}
     definition = define_model_from_counts(config.model, config.tasks, counts or known)
     resolved = resolve_durations(config, num_examples=None)
     setup = build(definition, resolved, make_mesh(config.mesh, devices))
-    return setup, lower(setup)
+    return setup, lower(setup, image_size=image_size)
 
 
-def lower(setup: Setup, patch_size: int | None = None) -> jax.stages.Lowered:
+def lower(
+    setup: Setup, patch_size: int | None = None, image_size: int | None = None
+) -> jax.stages.Lowered:
     """The step for a batch of the config's size; `.compile()` gives what `step` would run."""
-    return setup.step.lower(setup.abstract, abstract_batch(setup), patch_size)  # type: ignore[attr-defined]
+    batch = abstract_batch(setup)
+    return setup.step.lower(setup.abstract, batch, patch_size, image_size)  # type: ignore[attr-defined]
 
 
 def abstract_batch(setup: Setup) -> dict[str, Any]:
@@ -125,11 +148,12 @@ def abstract_batch(setup: Setup) -> dict[str, Any]:
         return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=place)
 
     return {
-        "image": struct((*setup.config.model.image_hw, 3), jnp.uint8),
+        "image": struct((*setup.config.loader_image_hw, 3), jnp.uint8),
         "position": struct((), jnp.uint32),
         "labels": {name: struct((data.max_labels,), jnp.int32) for name in fields},
         "weights": {name: struct((data.max_labels,), jnp.float32) for name in fields},
         "valid": struct((), jnp.bool_),
+        "task_mask": {task.name: struct((), jnp.bool_) for task in setup.config.tasks},
     }
 
 
@@ -154,7 +178,7 @@ def report_layout(setup: Setup, workdir: Path) -> None:
         "model: %s, %.4g M parameters, %.4g GFLOP an image and training step",
         setup.config.model.variant,
         num_parameters(setup.definition) / 1e6,
-        train_flops(setup.definition) / 1e9,
+        train_flops(setup.definition, setup.config.data.image_sizes) / 1e9,
     )
     logger.info("%s", text if setup.mesh.size > 1 else text.splitlines()[-1])
     if setup.mesh.devices.flat[0].platform == "tpu":

@@ -14,20 +14,21 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from vitscale.config import TaskConfig, TrainConfig
-from vitscale.data.augment import augment
+from vitscale.data.augment import augment_batch
 from vitscale.models.multitask import ModelDefinition, Params
 from vitscale.models.precision import weight_gradients_in
 from vitscale.parallel.mesh import BATCH_AXES
 from vitscale.train.optim import Optimizer
 from vitscale.train.state import TrainState
-from vitscale.train.tasks import Sum, evaluate_task
+from vitscale.train.tasks import Sum, evaluate_task, label_targets
 
 Metrics = dict[str, Array]
 Batch = dict[str, Any]
-# (state, batch, patch size of this step or None) -> (state, metrics)
-Step = Callable[[TrainState, Batch, int | None], tuple[TrainState, Metrics]]
+# (state, batch, patch size and image size of this step, None: the config's) -> (state, metrics)
+Step = Callable[[TrainState, Batch, int | None, int | None], tuple[TrainState, Metrics]]
 # Draws of the model (dropout) and of the augmentation must not share keys.
 MODEL_STREAM = 1
+IMAGE_SIZE_STREAM = 1  # of the host's draws; those of patch sizes have none
 
 
 def loss_and_sums(
@@ -44,7 +45,7 @@ def loss_and_sums(
     """The share of the loss that these examples have; (sum, weight) pairs by name; and new statistics.
 
     The loss is the weighted sum over tasks of (summed loss here / `examples[task]`), so that parts of a batch add up
-    to the loss of the whole when `examples` counts the whole. `batch["image"]` is normalised already.
+    to the loss of the whole when `examples` counts the whole. The batch comes from `augment_batch`.
     """
     model = definition.merge({**trainable, **frozen, **statistics})
     pooled = model.pooled(batch["image"], train=True, key=key, patch_size=patch_size)
@@ -56,7 +57,7 @@ def loss_and_sums(
             model.heads[task.name],
             pooled,
             batch["labels"][task.label_field],
-            batch["weights"][task.label_field],
+            batch_targets(task, batch),
             num_classes=definition.num_classes[task.label_field],
             key=jax.random.fold_in(key, number),
         )
@@ -70,11 +71,15 @@ def make_step(definition: ModelDefinition, optimizer: Optimizer, config: TrainCo
     """The step of a config; jit it with the shardings of `vitscale.train.state.state_shardings`.
 
     A step whose loss or gradient is not finite, or whose gradient norm is above `survival.max_grad_norm`, changes
-    nothing but the counters. The patch size is static: one compilation for each of `model.patch_sizes`.
+    nothing but the counters. Patch size and image size are static: one compilation for each pair of
+    `model.patch_sizes` and `data.image_sizes` that comes up.
     """
 
     def step(
-        state: TrainState, batch: Batch, patch_size: int | None = None
+        state: TrainState,
+        batch: Batch,
+        patch_size: int | None = None,
+        image_size: int | None = None,
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), MODEL_STREAM)
         grads, metrics, statistics = _gradient(
@@ -82,7 +87,7 @@ def make_step(definition: ModelDefinition, optimizer: Optimizer, config: TrainCo
             optimizer.trainable,
             config,
             state,
-            {**batch, "image": _augmented(config, batch)},
+            _augmented(config, batch, image_size),
             key=jax.random.fold_in(key, state.step),
             patch_size=patch_size,
         )
@@ -113,15 +118,25 @@ def make_step(definition: ModelDefinition, optimizer: Optimizer, config: TrainCo
     return step
 
 
-def _augmented(config: TrainConfig, batch: Batch) -> Float[Array, "B H W 3"]:
-    return augment(
-        batch["image"],
-        batch["position"],
+def _augmented(config: TrainConfig, batch: Batch, image_size: int | None) -> Batch:
+    return augment_batch(
+        batch,
+        config.data.augment,
         seed=config.seed,
-        flip=config.data.flip,
+        size=config.model.image_hw if image_size is None else (image_size, image_size),
         compute_dtype=config.model.compute_dtype,
         mean=config.model.mean,
         std=config.model.std,
+    )
+
+
+def batch_targets(task: TaskConfig, batch: Mapping[str, Any]) -> Float[Array, "B K"]:
+    """What each label of a batch counts in a task's loss."""
+    return label_targets(
+        task,
+        batch["weights"][task.label_field],
+        batch["task_mask"][task.name],
+        batch.get("shares"),
     )
 
 
@@ -139,7 +154,7 @@ def _gradient(
     chosen = {name: state.params[name] for name in trainable}
     frozen = {name: value for name, value in state.params.items() if name not in chosen}
     examples = {
-        task.name: jnp.maximum(_labelled(batch["weights"][task.label_field]), 1.0)
+        task.name: jnp.maximum(_labelled(batch_targets(task, batch)), 1.0)
         for task in definition.tasks
     }
 
@@ -159,9 +174,9 @@ def _gradient(
     return grads, _metrics(definition.tasks, sums), statistics
 
 
-def _labelled(weights: Float[Array, "B K"]) -> Float[Array, ""]:
+def _labelled(targets: Float[Array, "B K"]) -> Float[Array, ""]:
     """How many examples have a label."""
-    return jnp.sum(weights.sum(axis=1) > 0, dtype=jnp.float32)
+    return jnp.sum(targets.sum(axis=1) > 0, dtype=jnp.float32)
 
 
 def _accumulated(
@@ -230,3 +245,10 @@ def sample_patch_size(config: TrainConfig, step: int) -> int | None:
     """The patch size of one step (FlexiViT), drawn from (seed, step): the same after any restart and on any host."""
     sizes = config.model.patch_sizes
     return int(np.random.default_rng((config.seed, step)).choice(sizes)) if sizes else None
+
+
+def sample_image_size(config: TrainConfig, step: int) -> int | None:
+    """The side that one step trains at, of `data.image_sizes`, drawn from (seed, step); None: `model.image_size`."""
+    sizes = config.data.image_sizes
+    rng = np.random.default_rng((config.seed, step, IMAGE_SIZE_STREAM))
+    return int(rng.choice(sizes)) if sizes else None

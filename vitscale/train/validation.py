@@ -17,6 +17,7 @@ from vitscale.models.multitask import Params
 from vitscale.parallel.mesh import batch_sharding, replicated
 from vitscale.train.setup import Setup, on_mesh
 from vitscale.train.state import TrainState
+from vitscale.train.step import batch_targets
 from vitscale.train.tasks import Sum, evaluate_task
 
 PREFIX, EMA_PREFIX = "val", "val_ema"
@@ -34,7 +35,8 @@ class Validation:
     def __call__(self, state: TrainState) -> dict[str, float]:
         """`val/loss`, `val/<task>/loss|accuracy`, and the same below `val_ema/` when the state has an average.
 
-        Means over the labelled examples of all sources: the same number on one process and on many.
+        Means over the examples of all sources that are labelled and whose source trains the task: the same number on
+        one process and on many.
         """
         raw = {**state.params, **state.statistics}
         named = {PREFIX: raw, **({EMA_PREFIX: {**raw, **state.ema}} if state.ema else {})}
@@ -59,12 +61,16 @@ class Validation:
     def _batches(self) -> Any:
         config = self.setup.config
         sharding = batch_sharding(self.setup.mesh)
-        for source in self.sources:
+        for source, described in zip(self.sources, config.validation.sources, strict=True):
             for batch in eval_batches(
                 source,
                 batch_size=config.data.global_batch_size,
                 image_size=config.model.image_hw,
                 fields=sorted({task.label_field for task in config.tasks}),
+                tasks={task.name: task.label_field for task in config.tasks},
+                source_tasks=described.tasks,
+                eval_crop=config.model.eval_crop,
+                eval_crop_fraction=config.model.eval_crop_fraction,
                 max_labels=config.data.max_labels,
                 max_image_pixels=config.data.max_image_pixels,
                 max_reject_fraction=config.data.max_reject_fraction,
@@ -108,7 +114,7 @@ def _batch_sums(setup: Setup, variables: Params, batch: Mapping[str, Any]) -> Su
             model.heads[task.name],
             pooled,
             batch["labels"][task.label_field],
-            batch["weights"][task.label_field],
+            batch_targets(task, batch),
             num_classes=setup.definition.num_classes[task.label_field],
             key=None,
         )

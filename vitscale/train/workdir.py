@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -18,7 +20,7 @@ import jax
 
 from vitscale.config import TrainConfig
 from vitscale.config_loading import to_json
-from vitscale.data.loader import TrainLoader
+from vitscale.data.batches import Reject
 from vitscale.errors import UserError
 from vitscale.models.weights import has_step
 from vitscale.train.agreement import first_complaint
@@ -34,6 +36,7 @@ FREE_KEYS = (
     "survival",
     "validation",
     "data.root",
+    "data.num_workers",
     "data.num_threads",
     "data.prefetch_batches",
     "model.attention",
@@ -153,15 +156,46 @@ def _claim(workdir: Path, config: TrainConfig, classes: Mapping[str, Sequence[st
     return ""
 
 
-def write_rejects(workdir: Path, loader: TrainLoader) -> None:
-    """Every image that could not be decoded so far, with its reason."""
-    rejects = loader.rejects
-    if rejects and jax.process_index() == 0:
-        rows = [
-            json.dumps({"id": name, "stage": "decode", "reason": why})
-            for name, why in rejects.items()
-        ]
-        _write(workdir / REJECTS_FILE, "\n".join(rows) + "\n")
+class RejectsFile:
+    """Examples that training could not use, one JSON line each: `id`, `source`, `reason`.
+
+    Each is named once, however often it is drawn and the run started. Process p > 0 has `rejects-p.jsonl`: files
+    that several hosts append to are not safe on every file system.
+    """
+
+    def __init__(self, workdir: Path) -> None:
+        number = jax.process_index()
+        path = Path(REJECTS_FILE)
+        self._path = workdir / (path.with_stem(f"{path.stem}-{number}") if number else path)
+        self._known = {_identity(line) for line in _complete_lines(self._path)}
+
+    def add(self, rejects: Iterable[Reject]) -> None:
+        """Written at once: a run that is killed leaves them."""
+        lines = []
+        for reject in rejects:
+            line = json.dumps(dataclasses.asdict(reject), ensure_ascii=False)
+            if (known := _identity(line)) not in self._known:
+                self._known.add(known)
+                lines.append(line + "\n")
+        if lines:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+
+
+def _identity(line: str) -> bytes:
+    # A digest, since there may be millions of rejects in a data set of billions.
+    return hashlib.blake2b(line.encode(), digest_size=8).digest()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """The file's lines, after it is cut to those that a kill did not tear."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole, end, torn = text.rpartition("\n")
+    if torn:
+        _write(path, whole + end)
+    return whole.split("\n")
 
 
 def _write(path: Path, text: str) -> None:

@@ -34,6 +34,7 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
 }
+BILINEAR = 2  # Pillow's number
 MODEL_TYPES = ("vit", "siglip", "siglip_vision_model")
 _DEFAULTS = {"vit": {"hidden_act": "gelu", "layer_norm_eps": 1e-12}}
 _SIGLIP_DEFAULTS = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
@@ -153,7 +154,7 @@ def _config(
         options,
         mlp=activation,
         norm_eps=float(tree["layer_norm_eps"]),
-        **_normalisation(folder),
+        **_preprocessing(folder),
         **fields,
     )
 
@@ -165,17 +166,29 @@ def _square(folder: Path, name: str, value: Any) -> int:
     return side
 
 
-def _normalisation(folder: Path) -> dict[str, tuple[float, ...]]:
+def _preprocessing(folder: Path) -> dict[str, Any]:
+    """Normalisation and evaluation crop, as fields of `ModelConfig`."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return dict(HALF)  # what both models were trained with
     tree = read_json(path)
     if not tree.get("do_normalize", True):
-        return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    return {
+        return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), **_eval_crop(tree)}
+    values = {
         ours: tuple(tree.get(theirs, HALF[ours]))
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
     }
+    return values | _eval_crop(tree)
+
+
+def _eval_crop(tree: dict[str, Any]) -> dict[str, Any]:
+    """Of a processor that resizes the short side and cuts the middle out; the others squash."""
+    short, crop = tree.get("size"), tree.get("crop_size")
+    short = short.get("shortest_edge") if isinstance(short, dict) else short
+    crop = min(crop.values()) if isinstance(crop, dict) and crop else crop
+    if not tree.get("do_center_crop") or not short or not crop:
+        return {}
+    return {"eval_crop": "centre", "eval_crop_fraction": min(crop / short, 1.0)}
 
 
 def _labels(tree: dict[str, Any], head: Head | None) -> list[str] | None:
@@ -229,5 +242,14 @@ def folder_files(
         "do_normalize": True,
         "image_mean": list(config.mean),
         "image_std": list(config.std),
+        "resample": BILINEAR,
     }
+    if config.eval_crop == "centre":
+        # The processors above cannot cut.
+        processor |= {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": round(min(height, width) / config.eval_crop_fraction)},
+            "do_center_crop": True,
+            "crop_size": {"height": height, "width": width},
+        }
     return {"config.json": tree, "preprocessor_config.json": processor}

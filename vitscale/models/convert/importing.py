@@ -23,6 +23,7 @@ from vitscale.models.multitask import check_model
 from vitscale.models.resnet import is_cnn
 
 logger = logging.getLogger(__name__)
+CROP_WORDS = {"squash": "squashed", "centre": "cut to the central"}
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,8 @@ def summary(model: Imported) -> str:
             f"norm eps {config.norm_eps or 1e-6:g}",
         ]
     details += [f"mean {rounded[0]}", f"std {rounded[1]}"]
+    crop = f" {config.eval_crop_fraction:g}" if config.eval_crop == "centre" else ""
+    details += [f"evaluated on images that are {CROP_WORDS[config.eval_crop]}{crop}"]
     details += [
         f"head {task.name!r} of {len(model.classes[task.label_field])}" for task in model.tasks
     ]

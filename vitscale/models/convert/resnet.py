@@ -26,7 +26,7 @@ from vitscale.models.convert.resnet_timm import (
     timm_to_params,
 )
 from vitscale.models.convert.tensors import Arrays, Read, Shape
-from vitscale.models.convert.timm_names import RESNETS, pretrained_cfg
+from vitscale.models.convert.timm_names import RESNETS, eval_crop, pretrained_cfg
 
 BACKBONE = "backbone/"
 
@@ -78,6 +78,7 @@ def describe(file: TensorFile, name: str, hub: dict[str, Any], options: ImportOp
             "image_size": size[0] if size[0] == size[1] else tuple(size),
             **IMAGENET,
             **{key: tuple(pretrained[key]) for key in ("mean", "std") if key in pretrained},
+            **eval_crop(pretrained, file.path),
             **options.given,
         },
     )

@@ -11,6 +11,7 @@ import numpy as np
 from jax import export as jax_export
 from jaxtyping import Array, UInt8
 
+from vitscale.config import ModelConfig
 from vitscale.errors import UserError
 from vitscale.models.convert.files import write_bytes, write_json, write_safetensors
 from vitscale.models.multitask import POOLED, define_model
@@ -21,7 +22,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 README = """# A vision model as StableHLO
 
 `model.stablehlo` maps uint8 RGB images `[batch, {height}, {width}, 3]`, any batch size, to {outputs}.
-Resizing to {height}x{width} is the caller's; normalisation is inside. Class names are in `config.json`.
+Resizing to {height}x{width} ({crop}, antialiased) is the caller's; normalisation is inside.
+Class names are in `config.json`.
 
 ```python
 import jax, numpy as np
@@ -66,14 +68,26 @@ def export(model: LoadedModel, folder: Path) -> None:
             "classes": classes,
             "mean": list(config.mean),
             "std": list(config.std),
+            "eval_crop": config.eval_crop,
+            "eval_crop_fraction": config.eval_crop_fraction,
         },
     )
     listed = ", ".join(f"`{name}` `{['batch', *shape]}`" for name, shape in outputs.items())
     text = README.format(
-        height=height, width=width, outputs=listed.replace("'", ""), platforms=", ".join(PLATFORMS)
+        height=height,
+        width=width,
+        crop=_crop_words(config),
+        outputs=listed.replace("'", ""),
+        platforms=", ".join(PLATFORMS),
     )
     write_bytes(folder / "README.md", text.encode())
     write_bytes(folder / "model.stablehlo", program)
+
+
+def _crop_words(config: ModelConfig) -> str:
+    if config.eval_crop == "squash":
+        return "the whole image squashed"
+    return f"{config.eval_crop_fraction:g} of the largest central box of this shape"
 
 
 def export_function(model: LoadedModel) -> jax_export.Exported:

@@ -6,13 +6,19 @@ Read off the registry of timm 1.0.31; `tests/models/test_convert_timm.py` compar
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vitscale.config import ModelConfig
 from vitscale.errors import UserError
 from vitscale.models.convert.describe import HALF, IMAGENET, Head
+
+logger = logging.getLogger(__name__)
+INTERPOLATION = "bilinear"  # of `vitscale.data.resize`, always antialiased
 
 RESNETS = {
     "resnet50": "resnet50",
@@ -93,6 +99,35 @@ def heads_of(name: str, width: int) -> int | None:
     return _HEADS_BY_WIDTH.get(width)
 
 
+def eval_crop(pretrained: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Fields of `ModelConfig` from a `pretrained_cfg`; none where it says nothing, as a bare file does.
+
+    timm's "squash" is ours when it cuts nothing off afterwards; "border" (padding) has no counterpart.
+    """
+    if not {"crop_pct", "crop_mode"} & pretrained.keys():
+        return {}
+    mode, fraction = pretrained.get("crop_mode") or "center", pretrained.get("crop_pct") or 0.875
+    interpolation = pretrained.get("interpolation") or "bicubic"
+    if interpolation != INTERPOLATION:
+        logger.info(
+            "%s was evaluated with %s interpolation; here it is antialiased %s",
+            path,
+            interpolation,
+            INTERPOLATION,
+        )
+    if mode == "center":
+        return {"eval_crop": "centre", "eval_crop_fraction": float(fraction)}
+    if mode != "squash" or fraction != 1:
+        logger.warning(
+            "%s was evaluated with crop_mode=%r and crop_pct=%g, which has no counterpart here; images are squashed. "
+            "--config.eval_crop=centre takes the middle",
+            path,
+            mode,
+            fraction,
+        )
+    return {"eval_crop": "squash"}
+
+
 def pretrained_cfg(
     config: ModelConfig,
     head: Head | None,
@@ -108,6 +143,9 @@ def pretrained_cfg(
         "input_size": [3, *config.image_hw],
         "mean": list(config.mean),
         "std": list(config.std),
+        "crop_mode": "center" if config.eval_crop == "centre" else "squash",
+        "crop_pct": config.eval_crop_fraction if config.eval_crop == "centre" else 1.0,
+        "interpolation": INTERPOLATION,
         "num_classes": head.classes if head else 0,
         "first_conv": first_conv,
         "classifier": classifier,

@@ -27,7 +27,7 @@ from vitscale.models.convert.tensors import (
     reshaped,
     same,
 )
-from vitscale.models.convert.timm_names import heads_of, pretrained_cfg, vit_facts
+from vitscale.models.convert.timm_names import eval_crop, heads_of, pretrained_cfg, vit_facts
 from vitscale.models.vit_shape import ViTSize, resolve_shape
 
 # Of `model_args` in a hub folder's config.json: what this module understands, or what changes no inference result.
@@ -108,6 +108,7 @@ def describe(file: TensorFile, name: str, hub: dict[str, Any], options: ImportOp
         qk_norm="blocks.0.attn.q_norm.weight" in shapes,
         mean=tuple(pretrained.get("mean", facts.mean)),
         std=tuple(pretrained.get("std", facts.std)),
+        **eval_crop(pretrained, file.path),
     )
     head = None
     if "head.weight" in shapes:

@@ -6,6 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from data_prep.schema import VocabularyConfig
 
+# Letters of a word that is looked up: a word of n has n * n / 2 spellings with two letters deleted, and a text of
+# megabytes can be one word.
+MAX_SPELLED = 40
+
 
 def rare_misspellings(counts: Mapping[str, int], config: VocabularyConfig) -> dict[str, str]:
     """Words too rare to be vocabulary -> the frequent word they are an edit away from.
@@ -128,7 +132,7 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def _edits(word: str, config: VocabularyConfig) -> int:
-    if len(word) < config.spelling_min_length:
+    if not config.spelling_min_length <= len(word) <= MAX_SPELLED:
         return 0
     return 2 if len(word) >= 2 * config.spelling_min_length else 1
 

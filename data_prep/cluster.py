@@ -1,4 +1,4 @@
-"""Spherical k-means over phrase vectors (Dhillon and Modha, 2001), and names for the clusters."""
+"""Clusters of phrases from their vectors, flat or in levels, and names for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.kmeans import Solution, lloyd
+from data_prep.kmeans_start import kmeans_parallel, leaders
 from data_prep.schema import ClusterConfig
 
 NAME_PHRASES = 3
@@ -28,96 +30,73 @@ def cluster_phrases(
 
     Clusters are numbered by falling frequency of their most frequent phrase, so the ids say something.
     """
-    weights = np.sqrt(np.maximum(frequency, 1.0)).astype(np.float32)
+    weights = phrase_weights(frequency)
     if config.count is None:
         centres = leaders(vectors, frequency, config.radius, config.max_count)
+        found = lloyd(vectors, weights, centres, config.iterations, block_rows=config.block_rows)
     else:
-        centres = kmeans_plus_plus(vectors, weights, min(config.count, len(vectors)), seed)
-    assignment, similarity = assign(vectors, centres, config.block_rows)
-    for _ in range(config.iterations):
-        centres = update(vectors, weights, assignment, similarity, centres)
-        previous = assignment
-        assignment, similarity = assign(vectors, centres, config.block_rows)
-        if np.array_equal(previous, assignment):
-            break
-    first = np.full(len(centres), -1.0)
-    np.maximum.at(first, assignment, frequency)
+        count = min(config.count, len(vectors))
+        found = kmeans_tree(vectors, weights, count, config.levels, config, seed)
+    first = np.full(len(found.centres), -1.0)
+    np.maximum.at(first, found.assignment, frequency)
     order = np.argsort(-first, kind="stable")
     order = order[first[order] >= 0]  # a re-seeded centre may have lost its only phrase again
-    rank = np.full(len(centres), -1, np.int32)
+    rank = np.full(len(first), -1, np.int32)
     rank[order] = np.arange(len(order))
-    distance = np.clip(1.0 - similarity, 0.0, 2.0)
-    return Clustering(rank[assignment], distance.astype(np.float32), centres[order])
+    distance = np.clip(1.0 - found.similarity, 0.0, 2.0)
+    return Clustering(rank[found.assignment], distance.astype(np.float32), found.centres[order])
 
 
-def leaders(vectors: np.ndarray, frequency: np.ndarray, radius: float, limit: int) -> np.ndarray:
-    """Starting centres `[K, D]`: each phrase, most frequent first, that no earlier centre is within `radius` of.
-
-    So the data say how many clusters there are, given how wide one may be (the start of DP-means, Kulis and
-    Jordan, 2012).
-    """
-    order = np.argsort(-frequency, kind="stable")
-    chosen: list[int] = []
-    nearest = np.full(len(vectors), -2.0, np.float32)
-    block = 512
-    for start in range(0, len(order), block):
-        rows = order[start : start + block]
-        if chosen:
-            nearest[rows] = assign(vectors[rows], vectors[chosen], block)[1]
-        within = vectors[rows] @ vectors[rows].T
-        for i, row in enumerate(rows):
-            if nearest[row] < 1.0 - radius and len(chosen) < limit:
-                chosen.append(int(row))
-                nearest[rows] = np.maximum(nearest[rows], within[i])
-    return vectors[chosen]
+def phrase_weights(frequency: np.ndarray) -> np.ndarray:
+    """How much each phrase pulls its centre, `[P] float32`."""
+    return np.sqrt(np.maximum(frequency, 1.0)).astype(np.float32)
 
 
-def kmeans_plus_plus(vectors: np.ndarray, weights: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Starting centres `[count, D]` drawn with probability ~ weight * distance (Arthur and Vassilvitskii, 2007).
-
-    Of unit vectors the squared distance is twice the cosine distance.
-    """
-    generator = np.random.default_rng(seed)
-    chosen = [int(generator.choice(len(vectors), p=weights / weights.sum(dtype=np.float64)))]
-    distance = np.maximum(1.0 - vectors @ vectors[chosen[0]], 0.0)
-    for _ in range(1, count):
-        mass = distance.astype(np.float64) * weights
-        if mass.sum() <= 0.0:  # fewer distinct vectors than clusters
-            break
-        chosen.append(int(generator.choice(len(vectors), p=mass / mass.sum())))
-        distance = np.minimum(distance, np.maximum(1.0 - vectors @ vectors[chosen[-1]], 0.0))
-    return vectors[chosen]
-
-
-def assign(
-    vectors: np.ndarray, centres: np.ndarray, block_rows: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest centre of each vector and the cosine to it, by blocks of rows: `[P] int64`, `[P] float32`."""
-    nearest = np.zeros(len(vectors), np.int64)
-    similarity = np.zeros(len(vectors), np.float32)
-    for start in range(0, len(vectors), block_rows):
-        product = vectors[start : start + block_rows] @ centres.T
-        best = product.argmax(axis=1)
-        nearest[start : start + block_rows] = best
-        similarity[start : start + block_rows] = product[np.arange(len(best)), best]
-    return nearest, similarity
-
-
-def update(
+def kmeans_tree(
     vectors: np.ndarray,
     weights: np.ndarray,
-    assignment: np.ndarray,
-    similarity: np.ndarray,
-    centres: np.ndarray,
-) -> np.ndarray:
-    """New centres: the normalised weighted sum of each one's vectors; an empty one moves to a badly placed vector."""
-    sums = np.zeros_like(centres)
-    np.add.at(sums, assignment, vectors * weights[:, None])
-    empty = np.flatnonzero(np.bincount(assignment, minlength=len(centres)) == 0)
-    worst = np.argsort(similarity, kind="stable")[: len(empty)]
-    sums[empty[: len(worst)]] = vectors[worst]
-    norms = np.linalg.norm(sums, axis=1, keepdims=True)
-    return np.where(norms > 0, sums / np.maximum(norms, 1e-12), centres).astype(np.float32)
+    count: int,
+    levels: int,
+    config: ClusterConfig,
+    seed: int,
+) -> Solution:
+    """k-means into `count` clusters, by way of `count ** (1 / levels)` clusters that are split further (Nister, 2006).
+
+    With two levels a million vectors need 2 * sqrt(count) products each instead of `count`; a vector's centre is the
+    nearest within its branch. One level is plain k-means.
+    """
+    top = count if levels == 1 else max(1, round(count ** (1 / levels)))
+    block = config.block_rows
+    start = kmeans_parallel(vectors, weights, top, seed, block_rows=block)
+    found = lloyd(vectors, weights, start, config.iterations, block_rows=block)
+    if levels == 1:
+        return found
+    sizes = np.bincount(found.assignment, minlength=len(found.centres))
+    assignment, similarity = np.zeros(len(vectors), np.int32), np.zeros(len(vectors), np.float32)
+    centres: list[np.ndarray] = []
+    for branch, leaves in enumerate(apportion(sizes, count)):
+        rows = np.flatnonzero(found.assignment == branch)
+        if len(rows) == 0:
+            continue
+        part = kmeans_tree(
+            vectors[rows], weights[rows], int(leaves), levels - 1, config, seed + 1 + branch
+        )
+        assignment[rows] = part.assignment + sum(map(len, centres))
+        similarity[rows] = part.similarity
+        centres.append(part.centres)
+    return Solution(np.concatenate(centres), assignment, similarity)
+
+
+def apportion(sizes: np.ndarray, seats: int) -> np.ndarray:
+    """`seats` in proportion to `sizes [n]`, largest remainders first; at least 1 and at most the size, 0 for none."""
+    least = np.minimum(sizes, 1)
+    quota = np.clip(sizes * seats / max(sizes.sum(), 1), least, sizes)
+    given = np.floor(quota).astype(np.int64)
+    for index in np.argsort(given - quota, kind="stable"):
+        if given.sum() >= seats:
+            break
+        given[index] += given[index] < sizes[index]
+    return given
 
 
 def name_clusters(

@@ -3,33 +3,22 @@
 Vectors: positive pointwise mutual information, factorised by a truncated SVD (Levy, Goldberg and Dagan, "Improving
 Distributional Similarity with Lessons Learned from Word Embeddings", TACL 2015). Counted across sources,
 a phrase is its own context wherever two sources agree on it, and so are its synonyms where they differ: the rows of
-"sofa" and "couch" peak at the same columns.
+"sofa" and "couch" peak at the same columns. All of it reads and writes matrices row block by row block
+(data_prep.cooccurrence).
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
-import pyarrow as pa
 import scipy.sparse
 import scipy.sparse.linalg
 
+from data_prep.cooccurrence import CsrFile, row_blocks
 from data_prep.schema import EmbeddingConfig
 
 DENSE_LIMIT = 400  # phrases up to which the full eigenproblem is the faster one
-
-
-def symmetric_counts(counts: pa.Table, canonical: np.ndarray) -> scipy.sparse.csr_matrix:
-    """`COUNTS_SCHEMA` (upper triangle) as a symmetric `[P, P] int64` matrix with folded phrases added up.
-
-    `canonical [P]` maps each phrase to the one it is a form of; rows of folded phrases are empty.
-    """
-    size = len(canonical)
-    row, column = counts["row"].to_numpy(), counts["column"].to_numpy()
-    upper = scipy.sparse.csr_matrix((counts["count"].to_numpy(), (row, column)), shape=(size, size))
-    full = upper + upper.T - scipy.sparse.diags(upper.diagonal(), dtype=np.int64)
-    ones = np.ones(size, np.int64)
-    fold = scipy.sparse.csr_matrix((ones, (np.arange(size), canonical)), shape=(size, size))
-    return scipy.sparse.csr_matrix(fold.T @ full @ fold)
 
 
 def specificity(
@@ -43,17 +32,22 @@ def specificity(
     """
     total = np.asarray(counts.sum(axis=1), np.float64).ravel()
     background = total / max(total.sum(), 1.0)
-    coo = counts.tocoo()
-    share = coo.data / total[coo.row]
-    terms = share * np.log(share / background[coo.col])
-    divergence = np.bincount(coo.row, terms, minlength=len(total))
-    support = np.bincount(coo.row, minlength=len(total))
+    divergence = np.zeros(len(total))
+    for start, block in row_blocks(counts):
+        coo = block.tocoo()
+        share = coo.data / total[start + coo.row]
+        terms = share * np.log(share / background[coo.col])
+        rows = slice(start, start + block.shape[0])
+        divergence[rows] = np.bincount(coo.row, terms, minlength=block.shape[0])
+    support = np.diff(counts.indptr)
     excess = np.maximum(divergence - np.maximum(support - 1, 0) / (2 * np.maximum(total, 1)), 0.0)
     return (excess * total + prior * prior_count) / (total + prior_count)
 
 
-def ppmi(counts: scipy.sparse.csr_matrix, config: EmbeddingConfig) -> scipy.sparse.csr_matrix:
-    """max(0, log(c_pq * N / (c_p * c_q)) - log(shift)) of symmetric counts, `[P, P] float64`.
+def ppmi(
+    counts: scipy.sparse.csr_matrix, config: EmbeddingConfig, folder: Path
+) -> scipy.sparse.csr_matrix:
+    """max(0, log(c_pq * N / (c_p * c_q)) - log(shift)) of symmetric counts, `[P, P] float64`, mapped from `folder`.
 
     The context distribution is smoothed (c ** 0.75), the geometric mean of both sides keeps the matrix symmetric,
     and small counts are discounted by c / (c + 1) (Pantel and Lin, 2002).
@@ -61,32 +55,40 @@ def ppmi(counts: scipy.sparse.csr_matrix, config: EmbeddingConfig) -> scipy.spar
     total = np.asarray(counts.sum(axis=1), np.float64).ravel()
     smooth = total**config.context_smoothing
     p, q = total / max(total.sum(), 1.0), smooth / max(smooth.sum(), 1.0)
-    coo = counts.tocoo()
-    joint = coo.data / max(total.sum(), 1.0)
-    expected = np.sqrt(p[coo.row] * q[coo.col] * q[coo.row] * p[coo.col])
-    value = np.maximum(np.log(joint / expected) - np.log(config.shift), 0.0)
-    value *= coo.data / (coo.data + 1.0)
-    matrix = scipy.sparse.csr_matrix((value, (coo.row, coo.col)), shape=counts.shape)
-    matrix.eliminate_zeros()
-    return matrix
+    matrix = CsrFile(folder, counts.shape[1], np.float64, counts.nnz)
+    for start, block in row_blocks(counts):
+        coo = block.tocoo()
+        row = start + coo.row
+        joint = coo.data / max(total.sum(), 1.0)
+        expected = np.sqrt(p[row] * q[coo.col] * q[row] * p[coo.col])
+        value = np.maximum(np.log(joint / expected) - np.log(config.shift), 0.0)
+        value *= coo.data / (coo.data + 1.0)
+        found = scipy.sparse.csr_matrix((value, (coo.row, coo.col)), shape=block.shape)
+        found.eliminate_zeros()
+        matrix.append(found)
+    return matrix.finish()
 
 
 def embed_phrases(
-    counts: scipy.sparse.csr_matrix, config: EmbeddingConfig, seed: int
+    counts: scipy.sparse.csr_matrix, config: EmbeddingConfig, seed: int, folder: Path
 ) -> np.ndarray:
-    """Unit vectors `[P, D] float32`, D at most `config.dimension`.
+    """Unit vectors `[P, D] float32`, D at most `config.dimension`, of the phrases with these `counts [P, P]`.
 
     A phrase without any context gets a random direction: far from everything, so it stays on its own.
     """
-    matrix = ppmi(counts, config)
+    matrix = ppmi(counts, config, folder)
     vectors = factorise(matrix, min(config.dimension, matrix.shape[0]), config.singular_power)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     # Components that carry nothing are rounding errors of the factorisation.
-    empty = np.flatnonzero(norms[:, 0] < 1e-6)
+    return unit_vectors(vectors, np.linalg.norm(vectors, axis=1) >= 1e-6, seed)
+
+
+def unit_vectors(vectors: np.ndarray, known: np.ndarray, seed: int) -> np.ndarray:
+    """Rows of `vectors [P, D]` at unit length, random directions where not `known [P]`: `[P, D] float32`."""
+    vectors = vectors.copy()
+    unknown = np.flatnonzero(~known)
     generator = np.random.default_rng(seed)
-    vectors[empty] = generator.standard_normal((len(empty), vectors.shape[1]))
-    norms[empty] = np.linalg.norm(vectors[empty], axis=1, keepdims=True)
-    return (vectors / norms).astype(np.float32)
+    vectors[unknown] = generator.standard_normal((len(unknown), vectors.shape[1]))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 def factorise(matrix: scipy.sparse.csr_matrix, dimension: int, power: float) -> np.ndarray:

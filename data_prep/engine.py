@@ -171,6 +171,33 @@ class SumCounts(beam.CombineFn):
         return grouped.rename_columns([*self._keys, "count"]).cast(self._schema)
 
 
+def sum_to_parts(
+    batches: beam.PCollection,
+    count: Callable[[pa.RecordBatch], pa.RecordBatch],
+    schema: pa.Schema,
+    folder: Path,
+    parts: int,
+) -> beam.PCollection:
+    """Counts each batch of (name, batch) and sums over the corpus into `parts` parts, by the first column modulo that.
+
+    For counts that are too many for one worker.
+    """
+    name = folder.name
+
+    def divide(_: str, batch: pa.RecordBatch) -> Iterator[Keyed]:
+        counts = count(batch)
+        part = counts.column(0).to_numpy() % parts
+        for index in range(parts):
+            yield f"{index:03d}", counts.filter(pa.array(part == index))
+
+    return (
+        batches
+        | f"count {name}" >> beam.FlatMapTuple(divide)
+        | f"sum {name}" >> beam.CombinePerKey(SumCounts(schema))
+        | f"write {name}" >> beam.ParDo(WriteParts(folder))
+    )
+
+
 def sum_to_file(
     batches: beam.PCollection,
     count: Callable[[pa.RecordBatch], pa.RecordBatch],

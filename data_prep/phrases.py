@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse
 
 from data_prep.canonical import near_spellings, resolve
-from data_prep.cluster import Clustering, cluster_phrases, name_clusters
-from data_prep.embed import embed_phrases, ppmi, specificity, symmetric_counts
+from data_prep.clusters import Clusters, build_clusters
+from data_prep.cooccurrence import symmetric_counts
+from data_prep.embed import embed_phrases, ppmi, specificity, unit_vectors
+from data_prep.kmeans import nearest_several
+from data_prep.label_space import LabelSpace, one_label, soft_labels
+from data_prep.privacy import hide_blocked, read_blocklist
+from data_prep.review import read_review
 from data_prep.schema import PrepConfig
 from data_prep.scoring import PhraseTable, phrase_quality
+from data_prep.stable_ids import PREVIOUS_FILES, read_previous
+from data_prep.text import join_ideographs
+from data_prep.vectors import external_vectors
 from data_prep.vocabulary import inverse_document_frequency
+from vitscale.errors import UserError
 
 VOCABULARY_SCHEMA = pa.schema(
     [
@@ -26,12 +37,6 @@ VOCABULARY_SCHEMA = pa.schema(
         ("idf", pa.float32()),
     ]
 )
-CLUSTERS_SCHEMA = pa.schema(
-    [("phrase_id", pa.int32()), ("cluster_id", pa.int32()), ("distance", pa.float32())]
-)
-CLUSTER_NAMES_SCHEMA = pa.schema(
-    [("cluster_id", pa.int32()), ("name", pa.string()), ("size", pa.int32())]
-)
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,12 @@ class PhraseKnowledge:
     """The tables that describe the vocabulary, and what scoring needs of them."""
 
     table: PhraseTable
-    vocabulary: pa.RecordBatch
-    clusters: pa.RecordBatch
-    cluster_names: pa.RecordBatch
+    labels: LabelSpace
+    clusters: Clusters
+    vocabulary: pa.RecordBatch  # VOCABULARY_SCHEMA
+    members: pa.RecordBatch  # CLUSTERS_SCHEMA
+    frequency: np.ndarray  # [P] int64: records that hold the phrase or a form of it; 0 for forms
+    embedded: int  # canonical phrases with a vector; the others stay on their own
 
 
 def canonical_ids(phrases: Sequence[str], pairs: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -51,14 +59,36 @@ def canonical_ids(phrases: Sequence[str], pairs: Sequence[tuple[str, str]]) -> n
     return np.array([place[target.get(phrase, phrase)] for phrase in phrases], np.int32)
 
 
+def check_cluster_inputs(config: PrepConfig) -> list[Path]:
+    """Reads the files that clustering will want, so that a bad one is told first; returns those to digest."""
+    files = []
+    if config.embedding.kind != "cooccurrence":
+        if not Path(config.embedding.path).exists() or not config.embedding.path:
+            raise UserError(
+                f"embedding.path {config.embedding.path!r} does not exist; "
+                f"embedding.kind={config.embedding.kind!r} needs it."
+            )
+        files.append(Path(config.embedding.path))
+    if config.clusters.review:
+        read_review(Path(config.clusters.review))
+        files.append(Path(config.clusters.review))
+    if config.clusters.previous:
+        folder = Path(config.clusters.previous)
+        read_previous(folder)
+        files += [folder / name for name in PREVIOUS_FILES]
+    return [file for path in files for file in ([path] if path.is_file() else _inside(path))]
+
+
 def describe_phrases(
     mined: Mapping[str, int],
     misspellings: Mapping[str, str],
     canonical: np.ndarray,
     matched: pa.Table,
-    cooccurrence: pa.Table,
+    spoken: pa.Table,
+    cooccurrence: Callable[[], Iterable[pa.RecordBatch]],
     num_records: int,
     config: PrepConfig,
+    folder: Path,
 ) -> PhraseKnowledge:
     """Folds, embeds, clusters and weighs the phrases.
 
@@ -67,30 +97,79 @@ def describe_phrases(
       misspellings: rare word -> word that it was read as.
       canonical: `[P]`, from plurals; frequent misspellings are folded here, where their contexts are known.
       matched: records a phrase (`PHRASE_COUNTS_SCHEMA`), plurals folded.
-      cooccurrence: `COUNTS_SCHEMA`, likewise.
+      spoken: sources a phrase and language (`LANGUAGE_COUNTS_SCHEMA`), likewise.
+      cooccurrence: reads `COUNTS_SCHEMA` batches, likewise, from the start each time.
+      folder: for matrices that are too large for memory.
     """
-    phrases = tuple(mined)
-    counts = symmetric_counts(cooccurrence, np.arange(len(phrases)))
+    phrases = tuple(map(join_ideographs, mined))
     frequency = np.zeros(len(phrases), np.int64)
     frequency[matched["phrase_id"].to_numpy()] = matched["count"].to_numpy()
-    folded = fold_spellings(phrases, frequency, counts, config)[canonical]
+    counts = symmetric_counts(cooccurrence, np.arange(len(phrases)), folder / "unfolded")
+    folded = fold_spellings(phrases, frequency, counts, config, folder / "ppmi-unfolded")[canonical]
     frequency = np.bincount(folded, frequency, minlength=len(phrases)).astype(np.int64)
-    counts = symmetric_counts(cooccurrence, folded)
-    idf = inverse_document_frequency(frequency, num_records)
-    scale = config.scoring.specificity_scale
-    quality = phrase_quality(idf, specificity(counts, scale), config.scoring)
 
     kept = np.flatnonzero(folded == np.arange(len(phrases)))
-    vectors = embed_phrases(counts[kept][:, kept], config.embedding, config.seed)
-    clustering = cluster_phrases(
-        vectors, frequency[kept].astype(float), config.clusters, config.seed
+    place = np.searchsorted(kept, folded)  # of each phrase's canonical form among the kept
+    counts = symmetric_counts(cooccurrence, place, folder / "counts")
+    idf = inverse_document_frequency(frequency, num_records)
+    told = specificity(counts, config.scoring.specificity_scale)[place]
+    quality = phrase_quality(idf, told, config.scoring)
+
+    forms = [phrases[i] for i in kept]
+    vectors, embedded = phrase_vectors(forms, counts, config, folder / "ppmi")
+    clusters = build_clusters(forms, vectors, frequency[kept], config.clusters, config.seed)
+    blocked = read_blocklist(config.privacy, config.text)
+    names = hide_blocked(clusters.names, blocked, config.text)
+    clusters = dataclasses.replace(clusters, names=names)
+    languages = phrase_languages(spoken, folded, config.language.default)
+    return PhraseKnowledge(
+        PhraseTable(phrases, folded, clusters.assignment[place], quality),
+        label_space(phrases, place, kept, vectors, clusters, config),
+        clusters,
+        _vocabulary_table(phrases, mined.values(), misspellings, folded, idf, languages),
+        clusters.table(kept),
+        frequency,
+        embedded,
     )
-    cluster = np.zeros(len(phrases), np.int32)
-    cluster[kept] = clustering.assignment
-    table = PhraseTable(phrases, folded, cluster[folded], quality)
-    clusters, names = _cluster_tables(phrases, frequency, kept, clustering)
-    vocabulary = _vocabulary_table(mined, misspellings, folded, idf, config.vocabulary.language)
-    return PhraseKnowledge(table, vocabulary, clusters, names)
+
+
+def phrase_vectors(
+    forms: Sequence[str], counts: scipy.sparse.csr_matrix, config: PrepConfig, folder: Path
+) -> tuple[np.ndarray, int]:
+    """Unit vectors `[n, D] float32` of canonical phrases, and how many of them have one that says something."""
+    if config.embedding.kind == "cooccurrence":
+        vectors = embed_phrases(counts, config.embedding, config.seed, folder)
+        return vectors, int((np.diff(counts.indptr) > 0).sum())
+    vectors, known = external_vectors(forms, config.embedding)
+    known &= np.linalg.norm(vectors, axis=1) > 0
+    return unit_vectors(vectors, known, config.seed), int(known.sum())
+
+
+def label_space(
+    phrases: tuple[str, ...],
+    place: np.ndarray,
+    kept: np.ndarray,
+    vectors: np.ndarray,
+    clusters: Clusters,
+    config: PrepConfig,
+) -> LabelSpace:
+    """What each phrase labels, by `config.label_space`; `place [P]` finds its canonical form in `kept`."""
+    if config.label_space != "multi_cluster":
+        cluster = clusters.assignment[place]
+        by_phrase = config.label_space == "phrases"
+        label = np.where(clusters.blocked[cluster], -1, kept[place] if by_phrase else cluster)
+        return one_label(label, phrases if by_phrase else clusters.names)
+    live = np.flatnonzero(clusters.sizes)  # retired ids have no centre
+    count = min(config.balance.nearest_clusters, len(live))
+    index, cosine = nearest_several(vectors, clusters.centres[live], count)
+    return soft_labels(
+        live[index][place],
+        cosine[place],
+        clusters.blocked,
+        config.balance.temperature,
+        config.balance.min_share,
+        clusters.names,
+    )
 
 
 def fold_spellings(
@@ -98,6 +177,7 @@ def fold_spellings(
     frequency: np.ndarray,
     counts: scipy.sparse.csr_matrix,
     config: PrepConfig,
+    folder: Path,
 ) -> np.ndarray:
     """`[P] int32`: a frequent misspelling's correct form, itself for all others.
 
@@ -108,20 +188,24 @@ def fold_spellings(
     place = {phrase: i for i, phrase in enumerate(phrases)}
     known = {phrase: int(frequency[i]) for phrase, i in place.items() if frequency[i] > 0}
     near = near_spellings(known, known, config.vocabulary)
-    alike = similar_use(counts, [(place[form], place[target]) for form, target in near], config)
+    pairs = [(place[form], place[target]) for form, target in near]
+    alike = similar_use(counts, pairs, config, folder) if pairs else []
     limit = config.vocabulary.spelling_min_similarity
     return canonical_ids(phrases, [p for p, s in zip(near, alike, strict=True) if s >= limit])
 
 
 def similar_use(
-    counts: scipy.sparse.csr_matrix, pairs: Sequence[tuple[int, int]], config: PrepConfig
+    counts: scipy.sparse.csr_matrix,
+    pairs: Sequence[tuple[int, int]],
+    config: PrepConfig,
+    folder: Path,
 ) -> list[float]:
     """How alike (form, target) are used, about 0..1: the larger of two measures.
 
     The cosine of their PPMI rows, which needs many counts; and how readily the form meets the target in another source
     relative to how readily the target meets itself there, which a few counts settle.
     """
-    rows = ppmi(counts, config.embedding)
+    rows = ppmi(counts, config.embedding, folder)
     total = np.asarray(counts.sum(axis=1), np.float64).ravel()
     found = []
     for form, target in pairs:
@@ -134,26 +218,43 @@ def similar_use(
     return found
 
 
+def phrase_languages(spoken: pa.Table, canonical: np.ndarray, default: str) -> list[str]:
+    """The language that most of the sources are in which hold each phrase or a form of it, `[P]`.
+
+    `default` where none of them has another; of equals the first by name.
+    """
+    phrase = canonical[spoken["phrase_id"].to_numpy()].tolist()
+    total: dict[int, dict[str, int]] = {}
+    for index, language, count in zip(
+        phrase, spoken["language"].to_pylist(), spoken["count"].to_pylist(), strict=True
+    ):
+        if language != default:
+            known = total.setdefault(index, {})
+            known[language] = known.get(language, 0) + count
+    most = {i: min(known, key=lambda tag: (-known[tag], tag)) for i, known in total.items()}
+    return [most.get(int(i), default) for i in canonical]
+
+
 def _vocabulary_table(
-    mined: Mapping[str, int],
+    phrases: Sequence[str],
+    counts: Iterable[int],
     misspellings: Mapping[str, str],
     canonical: np.ndarray,
     idf: np.ndarray,
-    language: str,
+    languages: Sequence[str],
 ) -> pa.RecordBatch:
     """One row a surface form; `idf` is its canonical phrase's. Rare misspellings come last, without a count."""
-    phrases = list(mined)
     place = {phrase: i for i, phrase in enumerate(phrases)}
     extra = sorted((form, target) for form, target in misspellings.items() if target in place)
-    forms = phrases + [form for form, _ in extra]
+    forms = [*phrases, *(form for form, _ in extra)]
     target = np.concatenate([canonical, [canonical[place[t]] for _, t in extra]]).astype(np.int64)
-    frequency = [*mined.values(), *(None for _ in extra)]
+    frequency = [*counts, *(None for _ in extra)]
     return pa.RecordBatch.from_arrays(
         [
             pa.array(range(len(forms)), pa.int32()),
             pa.array(forms, pa.string()),
             pa.array([phrases[i] for i in target], pa.string()),
-            pa.array([language] * len(forms), pa.string()),
+            pa.array([languages[i] for i in target], pa.string()),
             pa.array(frequency, pa.int64()),
             pa.array(idf[target], pa.float32()),
         ],
@@ -161,17 +262,5 @@ def _vocabulary_table(
     )
 
 
-def _cluster_tables(
-    phrases: Sequence[str], frequency: np.ndarray, kept: np.ndarray, clustering: Clustering
-) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    names, sizes = name_clusters([phrases[i] for i in kept], frequency[kept], clustering)
-    clusters = pa.RecordBatch.from_arrays(
-        [
-            pa.array(kept, pa.int32()),
-            pa.array(clustering.assignment, pa.int32()),
-            pa.array(clustering.distance, pa.float32()),
-        ],
-        schema=CLUSTERS_SCHEMA,
-    )
-    rows = [pa.array(range(len(names)), pa.int32()), pa.array(names), pa.array(sizes, pa.int32())]
-    return clusters, pa.RecordBatch.from_arrays(rows, schema=CLUSTER_NAMES_SCHEMA)
+def _inside(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())

@@ -9,31 +9,32 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep import balance, stages, vocabulary
-from data_prep.candidates import PhraseTrie
+from data_prep import stages, vocabulary
 from data_prep.canonical import plural_pairs, rare_misspellings
+from data_prep.clusters import ACTIVE, STATUSES
+from data_prep.copies import check_sets, deduplicate
 from data_prep.engine import Engine
 from data_prep.finish import choose_examples, plan_shards, write_shard_metadata
-from data_prep.images import REJECTS_SCHEMA
-from data_prep.phrases import PhraseKnowledge, canonical_ids, describe_phrases
+from data_prep.language import load_model
+from data_prep.matching import PhraseTrie
+from data_prep.phrases import canonical_ids, check_cluster_inputs, describe_phrases
+from data_prep.privacy import blocklist_files, is_blocked, read_blocklist
 from data_prep.report import write_report
 from data_prep.schema import PrepConfig
-from data_prep.scoring import ANNOTATIONS_SCHEMA
 from data_prep.sources import check_fields, find_inputs
 from data_prep.stages import Work
-from data_prep.write import TableFile, digest_file, list_parts, read_part, write_table
+from data_prep.tables import REJECTS, describe_tail, write_tables
+from data_prep.write import TableFile, digest_file
 from vitscale.errors import UserError
 
 log = logging.getLogger("vitscale.prep")
-PACKAGES = ("vitscale", "numpy", "scipy", "pyarrow", "pillow", "apache-beam", "array-record")
+PACKAGES = ("vitscale", "numpy", "scipy", "pyarrow", "pillow", "apache-beam", "array-record", "jax")
 
 
 def run_prep(
@@ -60,6 +61,9 @@ def run_prep(
     root = Path(config.image_root) if config.image_root else files[0].parent
     if config.image_field and not root.is_dir():
         raise UserError(f"image_root {root} is not a folder.")
+    check_cluster_inputs(config)
+    check_sets(config)
+    check_text_inputs(config)
     folder = output.with_name(output.name + ".tmp")
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     folder.mkdir(parents=True)
@@ -77,10 +81,20 @@ def _run(work: Work, files: list[Path], root: Path, folder: Path) -> None:
     config = work.config
     clock = _Clock()
     stages.read(work, files, root)
-    accepted = sum(len(batch) for batch in _parts(work, "records", ["id"]))
-    rejected = sum(len(batch) for batch in _parts(work, "rejects-read", ["id"]))
-    clock.done("read", f"{accepted:,} records, {rejected:,} rejected")
-    _check_rejects(work, accepted, rejected)
+    checked = stages.CHECKED if config.looks_for_copies else "records"
+    usable = sum(len(batch) for batch in work.parts(checked, ["id"]))
+    rejected = sum(len(batch) for batch in work.parts("rejects-read", ["id"]))
+    clock.done("read", f"{usable:,} records, {rejected:,} rejected")
+    _check_rejects(work, usable, rejected)
+    described: dict[str, object] = {}
+    if config.looks_for_copies:
+        described["copies"] = deduplicate(work)
+    accepted = sum(len(batch) for batch in work.parts("records", ["id"]))
+    clock.done("copies", f"{usable - accepted:,} records removed")
+    if accepted == 0:
+        raise UserError("every record is a copy of an image of an evaluation set; none is left.")
+
+    stages.split_words(work)
 
     mined, misspellings = mine_phrases(work, accepted)
     clock.done("vocabulary", f"{len(mined):,} phrases, {len(misspellings):,} misspellings")
@@ -93,11 +107,20 @@ def _run(work: Work, files: list[Path], root: Path, folder: Path) -> None:
     clock.done("match", f"{pc.sum(matched['count']).as_py() or 0:,} phrases in records")
 
     known = describe_phrases(
-        mined, misspellings, canonical, matched, work.sums("cooccurrence"), accepted, config
+        mined,
+        misspellings,
+        canonical,
+        matched,
+        work.sums("language-counts"),
+        lambda: work.parts("cooccurrence"),
+        accepted,
+        config,
+        work / "matrices",
     )
-    clock.done("cluster", f"{known.cluster_names.num_rows:,} clusters")
-    stages.label(work, known.table)
-    tables = write_tables(work, known, folder)
+    clock.done("cluster", f"{known.clusters.count(ACTIVE):,} clusters")
+    stages.label(work, known.table, known.labels)
+    frequency = stages.drop_rare_labels(work, len(known.labels.names))
+    tables = write_tables(work, known, frequency, folder)
     labelled = tables["labels.parquet"].rows
     clock.done("label", f"{labelled:,} records labelled")
     _check_unlabelled(config, accepted, labelled)
@@ -106,22 +129,39 @@ def _run(work: Work, files: list[Path], root: Path, folder: Path) -> None:
     if plans:
         (folder / "shards").mkdir()
         stages.shard(work, folder / "shards", plans)
-        write_shard_metadata(work, folder, plans, class_names(known, config))
+        write_shard_metadata(work, folder, plans, known.labels.names)
     examples = choose_examples(work, folder)
     clock.done("shards", f"{len(plans):,} shards")
     counts = {
-        "records": accepted + rejected,
+        "records": usable + rejected,
         "accepted": accepted,
         "phrases": len(mined),
-        "canonical_phrases": known.clusters.num_rows,
-        "clusters": known.cluster_names.num_rows,
+        "canonical_phrases": known.members.num_rows,
+        "clusters": known.clusters.count(ACTIVE),
         "annotations": tables["annotations.parquet"].rows,
         "labelled": labelled,
     }
     tables[examples.name] = examples
-    _write_manifest(work, folder, files, counts, tables, clock.seconds)
+    described |= {
+        "clusters": {
+            **{status: known.clusters.count(status) for status in STATUSES},
+            "phrases_with_vector": known.embedded,
+            "unmatched_reviews": known.clusters.unmatched_reviews,
+        },
+        # Those that images.reencode_side made smaller; all others are stored byte for byte.
+        "reencoded_images": sum(b.column("images")[0].as_py() for b in work.parts("reencoded")),
+        "tail": describe_tail(folder, frequency, len(mined)),
+    }
+    _write_manifest(work, folder, files, counts, described, tables, clock.seconds)
     write_report(folder)
     clock.done("report", "report.html")
+
+
+def check_text_inputs(config: PrepConfig) -> None:
+    """Loads what reading texts will want, so that what is missing is told first."""
+    read_blocklist(config.privacy, config.text)
+    if config.language.identify:
+        load_model(config.language.languages)
 
 
 def mine_phrases(work: Work, num_records: int) -> tuple[dict[str, int], dict[str, str]]:
@@ -129,7 +169,12 @@ def mine_phrases(work: Work, num_records: int) -> tuple[dict[str, int], dict[str
     config = work.config.vocabulary
     words = work.sums("word-counts")
     word_counts = dict(zip(words["word"].to_pylist(), words["count"].to_pylist(), strict=True))
-    misspellings = rare_misspellings(word_counts, config)
+    blocked = read_blocklist(work.config.privacy, work.config.text)
+    misspellings = {
+        form: target
+        for form, target in rare_misspellings(word_counts, config).items()
+        if not is_blocked(form, blocked)  # rare or not, it is no word of ours
+    }
     frequent = vocabulary.frequent_words(words, misspellings, config)
     counts, level = dict(frequent), frequent
     for length in range(2, config.max_ngram + 1):
@@ -139,7 +184,7 @@ def mine_phrases(work: Work, num_records: int) -> tuple[dict[str, int], dict[str
         sums = stages.count_ngrams(work, trie, length)
         level = vocabulary.frequent_extensions(sums, list(counts), trie.words, config)
         counts.update(level)
-    phrases = vocabulary.select_phrases(counts, num_records, config)
+    phrases = vocabulary.select_phrases(counts, num_records, config, blocked)
     if not phrases:
         raise UserError(
             f"the text of {num_records} records has no phrase in "
@@ -148,62 +193,14 @@ def mine_phrases(work: Work, num_records: int) -> tuple[dict[str, int], dict[str
     return phrases, misspellings
 
 
-def write_tables(work: Work, known: PhraseKnowledge, folder: Path) -> dict[str, TableFile]:
-    """Writes the tables of DESIGN 3.2 from the stages' parts."""
-    rejects = (b for name in ("rejects-read", "rejects-label") for b in _parts(work, name))
-    written = [
-        write_table(folder / "vocabulary.parquet", [known.vocabulary], known.vocabulary.schema),
-        write_table(folder / "clusters.parquet", [known.clusters], known.clusters.schema),
-        write_table(
-            folder / "cluster_names.parquet", [known.cluster_names], known.cluster_names.schema
-        ),
-        write_table(
-            folder / "annotations.parquet", _parts(work, "annotations"), ANNOTATIONS_SCHEMA
-        ),
-        write_table(folder / "rejects.parquet", rejects, REJECTS_SCHEMA),
-        write_table(folder / "labels.parquet", _weighted(work), balance.LABELS_SCHEMA),
-    ]
-    return {table.name: table for table in written}
-
-
-def class_names(known: PhraseKnowledge, config: PrepConfig) -> list[str]:
-    """Name of each label id."""
-    if config.label_space == "phrases":
-        return list(known.table.phrases)
-    return known.cluster_names.column("name").to_pylist()
-
-
-def _weighted(work: Work) -> Iterator[pa.RecordBatch]:
-    """Picked labels with sampling weights (`LABELS_SCHEMA`)."""
-    counts = work.sums("label-counts")
-    if counts.num_rows == 0:
-        return
-    frequency = np.zeros(pc.max(counts["label"]).as_py() + 1, np.int64)
-    frequency[counts["label"].to_numpy()] = counts["count"].to_numpy()
-    images: Counter[int] = Counter()
-    for batch in _parts(work, "picked", ["labels"]):
-        images.update(balance.rarest_label(batch, frequency).tolist())
-    for batch in _parts(work, "picked"):
-        rarest = balance.rarest_label(batch, frequency)
-        weights = balance.sampling_weights(rarest, images, work.config.sampling_power)
-        columns = [batch.column(name) for name in ("id", "labels", "weights")]
-        columns += [pa.array(weights), batch.column("split")]
-        yield pa.RecordBatch.from_arrays(columns, schema=balance.LABELS_SCHEMA)
-
-
-def _parts(work: Work, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    for part in list_parts(work / name):
-        yield read_part(work / name, part, columns)
-
-
 def _check_rejects(work: Work, accepted: int, rejected: int) -> None:
     total = accepted + rejected
     limit = work.config.max_reject_fraction
     if rejected > limit * total:
         reasons: Counter[str] = Counter()
-        for batch in _parts(work, "rejects-read"):
+        for batch in work.parts("rejects-read"):
             reasons.update(batch.column("reason").to_pylist())
-        first = next(b for b in _parts(work, "rejects-read") if len(b)).column("id")[0].as_py()
+        first = next(b for b in work.parts("rejects-read") if len(b)).column("id")[0].as_py()
         told = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
         raise UserError(
             f"{rejected} of {total} records are broken, more than max_reject_fraction={limit}: "
@@ -227,23 +224,26 @@ def _write_manifest(
     folder: Path,
     files: list[Path],
     counts: dict[str, int],
+    described: dict[str, object],
     tables: dict[str, TableFile],
     seconds: dict[str, float],
 ) -> None:
     rejects: Counter[str] = Counter()
-    for name in ("rejects-read", "rejects-label"):
-        for batch in _parts(work, name):
+    for name in REJECTS:
+        for batch in work.parts(name):
             rejects.update(batch.column("reason").to_pylist())
-    for batch in _parts(work, "shards"):
+    for batch in work.parts("shards"):
         row = batch.to_pylist()[0]
         tables[f"shards/{row['name']}"] = TableFile(**row)
+    extra = check_cluster_inputs(work.config) + blocklist_files(work.config.privacy)
     config = dataclasses.asdict(work.config)
     manifest = {
         "config": config,
         "seed": work.config.seed,
-        "input": {str(path): {"sha256": digest_file(path)} for path in files},
+        "input": {str(path): {"sha256": digest_file(path)} for path in [*files, *extra]},
         "counts": counts,
         "rejects": dict(sorted(rejects.items())),
+        **described,
         "files": {name: {"rows": t.rows, "sha256": t.sha256} for name, t in sorted(tables.items())},
         "versions": {"python": platform.python_version(), **_versions()},
         "seconds": seconds,

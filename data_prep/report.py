@@ -70,6 +70,7 @@ class PrepSummary:
     rejects: dict[str, int]  # by reason
     tail_before: np.ndarray  # [phrases] int64: images of each phrase, falling
     tail_after: np.ndarray  # [labels] int64: images of each picked label, falling
+    tail: dict[str, Any]  # head, torso and tail as in the manifest (data_prep.tables.describe_tail)
     examples: tuple[PrepExample, ...]
     clusters: tuple[ClusterSummary, ...]
     rare_below: int = RARE_BELOW
@@ -97,6 +98,12 @@ def prep_summary(folder: Path) -> PrepSummary:
     )
     by_phrase = manifest["config"]["label_space"] == "phrases"
     label_of = {phrase: phrase for phrase in cluster_of} if by_phrase else cluster_of
+    labels_of = {phrase: [label] for phrase, label in label_of.items()}
+    if manifest["config"]["label_space"] == "multi_cluster":
+        soft = pq.read_table(folder / "soft_labels.parquet", columns=["phrase_id", "cluster_id"])
+        labels_of = defaultdict(list)
+        for row in soft.to_pylist():
+            labels_of[row["phrase_id"]].append(row["cluster_id"])
     label_names = phrases if by_phrase else dict(enumerate(names))
     members: dict[int, list[int]] = defaultdict(list)
     for phrase in sorted(label_of, key=lambda p: -before[p]):
@@ -106,7 +113,8 @@ def prep_summary(folder: Path) -> PrepSummary:
         rejects=manifest["rejects"],
         tail_before=np.array(sorted(before.values(), reverse=True), np.int64),
         tail_after=np.array(sorted(after.values(), reverse=True), np.int64),
-        examples=_examples(folder, label_of, label_names),
+        tail=manifest["tail"],
+        examples=_examples(folder, labels_of, label_names),
         clusters=tuple(
             ClusterSummary(
                 label_names[label],
@@ -169,14 +177,15 @@ def write_report(folder: Path) -> None:
 
 
 def _examples(
-    folder: Path, label_of: dict[int, int], names: dict[int, str]
+    folder: Path, labels_of: dict[int, list[int]], names: dict[int, str]
 ) -> tuple[PrepExample, ...]:
     chosen = pq.read_table(folder / "examples.parquet").to_pylist()
     ids = pa.array([row["id"] for row in chosen], pa.string())
     evidence: dict[tuple[str, int], list[PhraseEvidence]] = defaultdict(list)
     for row in _rows_of(folder / "annotations.parquet", ids):
         found = PhraseEvidence(row["phrase"], row["score"], tuple(row["sources"]))
-        evidence[row["id"], label_of[row["phrase_id"]]].append(found)
+        for label in labels_of[row["phrase_id"]]:
+            evidence[row["id"], label].append(found)
     labels: dict[str, tuple[DerivedLabel, ...]] = {}
     for row in _rows_of(folder / "labels.parquet", ids):
         pairs = zip(row["labels"], row["weights"], strict=True)

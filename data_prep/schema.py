@@ -5,34 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_prep.schema_images import DedupConfig, ImageConfig
+from data_prep.schema_text import LanguageConfig, PrivacyConfig, TextConfig, TextSourceConfig
 from vitscale.errors import UserError
 
 
 # --8<-- [start:schema]
-@dataclass(frozen=True)
-class TextSourceConfig:
-    """One place that text about an image comes from (DESIGN 3.3)."""
-
-    name: str
-    field: str = ""  # of the input record; default: the source's name
-    kind: Literal["text", "list", "weighted_list"] = "text"
-    text_key: str = "text"  # weighted_list: key of an item's text
-    weight_key: str = "weight"  # weighted_list: key of an item's weight, such as "clicks"
-    weight_power: float = 0.5  # weighted_list: item weight = value ** power (damps popular items)
-    separator: str = "|"  # between the items of a list that is one CSV cell
-    prior: float = 0.5  # probability that a phrase seen in this source alone describes the image
-
-    @property
-    def input_field(self) -> str:
-        return self.field or self.name
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.prior < 1.0:
-            raise UserError(
-                f"sources: prior={self.prior} of {self.name!r} must be between 0 and 1."
-            )
-
-
 @dataclass(frozen=True)
 class VocabularyConfig:
     """Which word sequences of the corpus become phrases, and which forms are one phrase."""
@@ -53,13 +31,16 @@ class VocabularyConfig:
     spelling_min_length: int = 4  # letters; two edits are allowed from twice this length
     spelling_min_similarity: float = 0.5  # of use, that a *frequent* near-spelling must reach
     overlap: Literal["longest", "all"] = "longest"  # "coffee table" hides the "table" within it
-    language: str = "und"  # BCP 47 tag written to vocabulary.parquet; nothing identifies it yet
 
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """Phrase vectors from co-occurrence: positive PMI and a truncated SVD (Levy et al., 2015)."""
+    """Phrase vectors: from co-occurrence (positive PMI and a truncated SVD, Levy et al., 2015), or from elsewhere."""
 
+    # table: `path` is a Parquet file of `phrase, vector`; sentence_transformers: a saved model's folder
+    kind: Literal["cooccurrence", "table", "sentence_transformers"] = "cooccurrence"
+    path: str = ""
+    # the rest is for cooccurrence
     dimension: int = 128
     # auto: cross_source if there are two
     context: Literal["auto", "cross_source", "record"] = "auto"
@@ -76,7 +57,49 @@ class ClusterConfig:
     radius: float = 0.5  # cosine distance, for count=None
     max_count: int = 20_000  # bound of the automatic count
     iterations: int = 25
-    block_rows: int = 8192  # of the blocked distance product
+    levels: int = 1  # 2: split count ** (1 / 2) clusters further; for a given `count` alone
+    block_rows: int = 1024  # of the blocked product; larger on an accelerator
+    review: str = ""  # CSV that merges, splits, blocks and renames clusters (data_prep.review)
+    previous: str = ""  # an earlier output folder, whose cluster ids are kept where clusters match
+    min_overlap: float = 0.5  # of the phrases that both have, for a cluster to keep its id
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise UserError(f"clusters.count={self.count} must be at least 1, or None.")
+        if not 0.0 < self.min_overlap <= 1.0:
+            raise UserError(f"clusters.min_overlap={self.min_overlap} must be above 0, at most 1.")
+        if self.levels < 1 or (self.levels > 1 and self.count is None):
+            raise UserError(
+                f"clusters.levels={self.levels} must be 1, or more with clusters.count set."
+            )
+
+
+@dataclass(frozen=True)
+class BalanceConfig:
+    """How the long tail of labels is cut and weighed."""
+
+    min_label_count: int = 1  # images a label; rarer ones are dropped from all images
+    # power: an image's weight = max over its labels of frequency ** -power (SWAG);
+    # capped: the chance that one of its labels keeps it, each min(1, cap / frequency) (MetaCLIP)
+    sampling: Literal["power", "capped"] = "power"
+    power: float = 0.5
+    cap: int = 20_000  # MetaCLIP's t
+    nearest_clusters: int = 3  # multi_cluster: clusters that a phrase's weight spreads over
+    # multi_cluster: shares are a softmax of cosine / temperature
+    temperature: float = 0.1
+    min_share: float = 0.05  # multi_cluster: smaller shares go to the others
+
+    def __post_init__(self) -> None:
+        for name in ("min_label_count", "cap", "nearest_clusters"):
+            if getattr(self, name) < 1:
+                raise UserError(f"balance.{name}={getattr(self, name)} must be at least 1.")
+        if self.temperature <= 0.0:
+            raise UserError(f"balance.temperature={self.temperature} must be above 0.")
+        if not 0.0 <= self.min_share <= 1 / self.nearest_clusters:
+            raise UserError(
+                f"balance.min_share={self.min_share} must be between 0 and "
+                f"1 / nearest_clusters={1 / self.nearest_clusters:.3g}."
+            )
 
 
 @dataclass(frozen=True)
@@ -106,15 +129,21 @@ class PrepConfig:
     id_field: str = "id"
     image_field: str | None = "image"  # a path or bytes; None: text only, labels without shards
     image_root: str | None = None  # folder that image paths start from; default: the input's folder
+    text: TextConfig = field(default_factory=TextConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     clusters: ClusterConfig = field(default_factory=ClusterConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
-    label_space: Literal["clusters", "phrases"] = "clusters"
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    images: ImageConfig = field(default_factory=ImageConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    # multi_cluster: a phrase is a label of each of its nearest clusters, with soft weights
+    label_space: Literal["clusters", "phrases", "multi_cluster"] = "clusters"
     label_field: str = "concepts"  # of the examples in the shards
     labels_per_image: int = 5  # at most; the best ones
-    sampling_power: float = 0.5  # an image's weight = max over its labels of frequency ** -power
     batch_rows: int = 2048  # records in an Arrow batch; the result does not depend on it
     examples_per_shard: int = 2048
     max_image_pixels: int = 50_000_000  # a larger image is rejected from its header, undecoded
@@ -123,6 +152,12 @@ class PrepConfig:
     max_unlabelled_fraction: float = 0.5
     report_examples: int = 20
     seed: int = 0
+
+    @property
+    def looks_for_copies(self) -> bool:
+        """Whether images are compared at all."""
+        wanted = self.dedup.find != "nothing" or bool(self.dedup.evaluation_sets)
+        return wanted and self.image_field is not None
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -139,8 +174,6 @@ class PrepConfig:
             raise UserError(
                 f"vocabulary.max_ngram={self.vocabulary.max_ngram} must be between 1 and 6 words."
             )
-        if self.clusters.count is not None and self.clusters.count < 1:
-            raise UserError(f"clusters.count={self.clusters.count} must be at least 1, or None.")
         for name in ("labels_per_image", "batch_rows", "examples_per_shard"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")

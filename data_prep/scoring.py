@@ -26,6 +26,7 @@ ANNOTATIONS_SCHEMA = pa.schema(
         ("phrase", pa.string()),
         ("score", pa.float32()),
         ("sources", pa.list_(pa.string())),
+        ("language", pa.string()),  # of the first source that holds the phrase
     ]
 )
 SCORES_SCHEMA = pa.schema(
@@ -34,6 +35,7 @@ SCORES_SCHEMA = pa.schema(
         ("phrase_id", pa.int32()),
         ("score", pa.float32()),
         ("sources", pa.int64()),  # bit s: source s holds the phrase
+        ("language", pa.string()),  # of the first source that holds it
     ]
 )
 
@@ -64,7 +66,7 @@ def score_batch(
     support = hits.column("support").to_numpy().astype(np.float64)
 
     size = max(len(table.phrases), 1)
-    pairs, row = np.unique(record * size + phrase, return_inverse=True)
+    pairs, first, row = np.unique(record * size + phrase, return_index=True, return_inverse=True)
     own = _support(row, source, support, len(pairs), len(priors))
     pair_record, pair_phrase = pairs // size, pairs % size
     groups, group = np.unique(pair_record * size + table.cluster[pair_phrase], return_inverse=True)
@@ -84,6 +86,7 @@ def score_batch(
             pa.array(pair_phrase[order], pa.int32()),
             pa.array(score[order]),
             pa.array(bits[order], pa.int64()),
+            hits.column("language").take(pa.array(first[order])).cast(pa.string()),
         ],
         schema=SCORES_SCHEMA,
     )
@@ -104,6 +107,7 @@ def annotate(
             pa.array(table.phrases, pa.string()).take(phrase_id),
             scores.column("score"),
             pa.ListArray.from_arrays(pa.array(offsets), named),
+            scores.column("language"),
         ],
         schema=ANNOTATIONS_SCHEMA,
     )

@@ -10,7 +10,8 @@ import csv
 import gzip
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,9 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.schema import PrepConfig, TextSourceConfig
+from data_prep.text_forms import hashtag_texts, path_words
 from vitscale.errors import UserError
 
-TEXT_TYPE = pa.struct([("source", pa.int8()), ("weight", pa.float32()), ("text", pa.string())])
+TEXT_TYPE = pa.struct(
+    [
+        ("source", pa.int8()),
+        ("weight", pa.float32()),
+        ("text", pa.string()),
+        ("language", pa.string()),  # BCP 47; null until it is identified
+    ]
+)
 RECORD_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -85,7 +94,8 @@ def check_fields(config: PrepConfig, path: Path) -> None:
 
 
 def configured_fields(config: PrepConfig) -> list[str]:
-    fields = [config.id_field, *(source.input_field for source in config.sources)]
+    fields = [config.id_field]
+    fields += [name for source in config.sources for name in source.input_fields]
     fields += [name for name in (config.image_field, config.split.group_field) if name]
     return list(dict.fromkeys(fields))
 
@@ -114,39 +124,44 @@ def to_record(config: PrepConfig, row: Mapping[str, Any], place: str) -> dict[st
         group = row.get(config.split.group_field) if config.split.group_field else None
         record["group"] = record["id"] if group is None else _clean(group)
         if config.image_field:
-            record.update(_image(row.get(config.image_field)))
+            record.update(image_value(row.get(config.image_field)))
         for index, source in enumerate(config.sources):
-            for text, weight in read_texts(source, row.get(source.input_field)):
-                record["texts"].append({"source": index, "weight": weight, "text": text})
+            language = read_language(source, row)
+            for text, weight in read_texts(source, row):
+                item = {"source": index, "weight": weight, "text": text, "language": language}
+                record["texts"].append(item)
     except ValueError as error:
         record["problem"] = str(error)
     return record
 
 
-def read_texts(source: TextSourceConfig, value: Any) -> list[tuple[str, float]]:
-    """Texts with weights of one field. Empty texts are left out; a wrong type raises ValueError."""
+def read_texts(source: TextSourceConfig, row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Texts with weights of one source. Empty texts are left out; a wrong type raises ValueError."""
+    value = row.get(source.input_field)
     if value is None:
         return []
-    if source.kind == "text":
-        if not isinstance(value, (str, int, float)):
-            raise ValueError(f"field {source.input_field!r} should be text")
-        text = _clean(value)
-        return [(text, 1.0)] if text.strip() else []
+    if source.kind == "text" and not isinstance(value, (str, int, float)):
+        raise ValueError(f"field {source.input_field!r} should be text")
+    items = [value] if source.kind == "text" else list(_items(source, value))
     texts = []
-    for item in _items(source, value):
-        weight: Any = 1.0
+    for item, weight in zip(items, _weights(source, row, len(items)), strict=True):
         if source.kind == "weighted_list" and isinstance(item, Mapping):
             weight = item.get(source.weight_key)
             item = item.get(source.text_key)
-            weight = _weight(source, weight)
+        amount = _weight(source, weight)
         if item is None:
             continue
         if not isinstance(item, (str, int, float)):
             raise ValueError(f"field {source.input_field!r} should be a list of texts")
-        text = _clean(item)
-        if text.strip() and weight > 0:
-            texts.append((text, float(weight)))
+        found = [text for text in _in_form(source, _clean(item)) if text.strip()]
+        texts += [(text, amount) for text in found if amount > 0]
     return texts
+
+
+def read_language(source: TextSourceConfig, row: Mapping[str, Any]) -> str | None:
+    """The language that the record says its text is in."""
+    value = row.get(source.language_field) if source.language_field else None
+    return _clean(value).strip() or None if value is not None else None
 
 
 def iterate_rows(
@@ -163,9 +178,9 @@ def iterate_rows(
             yield from _iterate_parquet(path, batch_rows, columns)
     except UnicodeDecodeError as error:
         raise UserError(f"input {path} is not valid UTF-8: {error.reason}.") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"input {path} is not a whole gzip file: {error}.") from error
-    except (pa.ArrowInvalid, csv.Error) as error:
+    except (pa.ArrowException, OSError, csv.Error) as error:  # pages that are damaged raise OSError
         raise UserError(f"input {path} cannot be read: {error}.") from error
 
 
@@ -188,7 +203,7 @@ def _iterate_jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _iterate_csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long description
     with _open_text(path) as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, strict=True)  # else an open quote swallows the rest
         for row in reader:
             if None in row or any(value is None for value in row.values()):
                 raise UserError(
@@ -212,7 +227,7 @@ def _iterate_parquet(
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except pa.ArrowInvalid as error:
         raise UserError(f"input {path} is not a Parquet file: {error}.") from error
 
@@ -232,7 +247,8 @@ def _clean(value: Any) -> str:
     return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
-def _image(value: Any) -> dict[str, Any]:
+def image_value(value: Any) -> dict[str, Any]:
+    """An image cell as `image_path` or `image_bytes` of `RECORD_SCHEMA`; nothing for an empty one."""
     if isinstance(value, Mapping):  # {"bytes", "path"}, as Hugging Face datasets store images
         value = value.get("bytes") or value.get("path")
     if value is None or value == "":
@@ -257,11 +273,39 @@ def _items(source: TextSourceConfig, value: Any) -> Iterable[Any]:
     return value
 
 
+def _in_form(source: TextSourceConfig, text: str) -> list[str]:
+    if source.form == "hashtags":
+        return hashtag_texts(text)
+    return [path_words(text)] if source.form == "path" else [text]
+
+
+def _weights(source: TextSourceConfig, row: Mapping[str, Any], count: int) -> Sequence[Any]:
+    """What the record's weight field says of each of `count` items, None where it says nothing."""
+    value = row.get(source.weight_field) if source.weight_field else None
+    if value is None or source.kind == "text":
+        return [value] * count
+    if isinstance(value, str):
+        value = list(_items(source, value))
+    if not isinstance(value, list) or len(value) != count:
+        raise ValueError(
+            f"field {source.weight_field!r} should list a weight for each item of "
+            f"{source.input_field!r}"
+        )
+    return value
+
+
 def _weight(source: TextSourceConfig, value: Any) -> float:
+    name = source.weight_field or source.weight_key
     try:
         number = 1.0 if value is None else float(value)
     except (TypeError, ValueError):
         number = -1.0
     if not 0.0 <= number < float("inf"):
-        raise ValueError(f"{source.weight_key!r} of field {source.input_field!r} is not a weight")
-    return number**source.weight_power
+        raise ValueError(f"{name!r} of field {source.input_field!r} is not a weight")
+    if source.weights == "counts":
+        return number**source.weight_power
+    if number > 1.0:
+        raise ValueError(
+            f"{name!r} of field {source.input_field!r} is not a confidence from 0 to 1"
+        )
+    return number

@@ -1,9 +1,12 @@
 """The stages that touch every record, each one Beam pipeline over parts in the work folder.
 
-    read    input -> records/, words/, rejects-read/, sums/word-counts; raises on a duplicate id
+    read    input -> checked/, signatures/, images/, rejects-read/; raises on a duplicate id
+    copies  checked/ -> records/, rejects-copies/ (data_prep.copies)
+    words   records/ -> words/, sums/word-counts
     count   words/ -> sums/ngrams-<n>
-    match   words/ -> hits/, sums/cooccurrence, sums/phrase-counts
-    label   hits/, records/ -> annotations/, picked/, rejects-label/, sums/label-counts
+    match   words/ -> hits/, cooccurrence/, sums/phrase-counts, sums/language-counts
+    label   hits/, records/ -> annotations/, candidates/, rejects-label/, sums/candidate-counts
+    balance candidates/ -> picked/, rejects-rare/, sums/label-counts
     shard   plans/ -> the shards
 
 What each stage does to a batch is a pure function of another module; here they only meet files and Beam.
@@ -12,7 +15,7 @@ What each stage does to a batch is a pure function of another module; here they 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,18 +24,34 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep import balance, candidates, scoring, vocabulary
-from data_prep.candidates import PhraseTrie
-from data_prep.engine import Engine, ReadParts, Stage, WriteParts, beam, sum_to_file
-from data_prep.images import REJECTS_SCHEMA, check_batch
+from data_prep.engine import (
+    Engine,
+    ReadParts,
+    Stage,
+    WriteParts,
+    beam,
+    sum_to_file,
+    sum_to_parts,
+)
+from data_prep.images import REJECTS_SCHEMA, check_batch, reencode
+from data_prep.label_space import LabelSpace
+from data_prep.language import identify_batch
+from data_prep.matching import PhraseTrie
+from data_prep.privacy import redact_batch
 from data_prep.schema import PrepConfig
 from data_prep.scoring import PhraseTable
 from data_prep.sources import read_batches
 from data_prep.write import list_parts, read_part, write_example_shard, write_part
 from vitscale.errors import UserError
 
+COOCCURRENCE_PARTS = 16  # that pairs of phrases are counted in
 ID_BUCKETS = 16  # groups of ids that are checked for duplicates together
 PHRASE_COUNTS_SCHEMA = pa.schema([("phrase_id", pa.int32()), ("count", pa.int64())])
+LANGUAGE_COUNTS_SCHEMA = pa.schema(
+    [("phrase_id", pa.int32()), ("language", pa.string()), ("count", pa.int64())]
+)
 COUNT, ACCEPTED, REJECTED = "count", "accepted", "rejected"
+CHECKED = "checked"  # parts of records whose copies are still among them
 
 
 @dataclass(frozen=True)
@@ -49,21 +68,35 @@ class Work:
     def sums(self, name: str) -> pa.Table:
         return pa.Table.from_batches([read_part(self / "sums", name)])
 
+    def parts(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The parts of a stage one by one, in the order of the input."""
+        for part in list_parts(self / name):
+            yield read_part(self / name, part, columns)
+
 
 def read(work: Work, files: list[Path], image_root: Path) -> None:
-    """Reads, checks and tokenises the input; every reject is written with its reason."""
+    """Reads and checks the input, without personal data in its texts; every reject is written with its reason.
+
+    The records go to checked/, or straight to records/ where no copies are looked for.
+    """
+    config = work.config
+    target = work / (CHECKED if config.looks_for_copies else "records")
 
     def open_file(config: PrepConfig) -> Callable[..., Iterator[tuple[str, pa.RecordBatch]]]:
         def read_file(index: int, path: Path) -> Iterator[tuple[str, pa.RecordBatch]]:
             for number, batch in enumerate(read_batches(config, path)):
-                yield f"{index:05d}-{number:07d}", batch
+                redacted = redact_batch(batch, config.privacy)
+                yield f"{index:05d}-{number:07d}", identify_batch(redacted, config.language)
 
         return read_file
 
     def check(name: str, batch: pa.RecordBatch) -> Iterator[object]:
-        usable, rejects = check_batch(batch, image_root, work.config.max_image_pixels)
-        yield beam.pvalue.TaggedOutput(REJECTED, (name, rejects))
-        yield name, usable
+        checked = check_batch(batch, image_root, config)
+        if config.looks_for_copies:
+            write_part(work / "signatures", name, checked.signatures)
+            write_part(work / "images", name, checked.candidates())
+        yield beam.pvalue.TaggedOutput(REJECTED, (name, checked.rejects))
+        yield name, checked.usable
 
     with work.engine.pipeline() as p:
         checked = (
@@ -73,16 +106,28 @@ def read(work: Work, files: list[Path], image_root: Path) -> None:
             | "check" >> beam.ParDo(Stage(lambda: check)).with_outputs(REJECTED, main=ACCEPTED)
         )
         checked[REJECTED] | "write rejects" >> beam.ParDo(WriteParts(work / "rejects-read"))
-        records = checked[ACCEPTED] | "write records" >> beam.ParDo(WriteParts(work / "records"))
+        records = checked[ACCEPTED] | "write records" >> beam.ParDo(WriteParts(target))
         (
             records
             | "ids" >> beam.FlatMapTuple(_bucket_ids)
             | "group ids" >> beam.GroupByKey()
             | "check ids" >> beam.ParDo(Stage(lambda: _check_unique))
         )
+
+
+def split_words(work: Work) -> None:
+    """Tokenises the texts of the records that stay, and counts their words."""
+    config = work.config.text
+
+    def tokenize(name: str, records: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+        yield name, candidates.tokenize_batch(records, config)
+
+    with work.engine.pipeline() as p:
         words = (
-            records
-            | "tokenise" >> beam.MapTuple(lambda name, b: (name, candidates.tokenize_batch(b)))
+            p
+            | "parts" >> beam.Create(list_parts(work / "records"))
+            | "read" >> beam.ParDo(ReadParts([work / "records"]))
+            | "tokenise" >> beam.ParDo(Stage(lambda: tokenize))
             | "write words" >> beam.ParDo(WriteParts(work / "words"))
         )
         schema = vocabulary.WORD_COUNTS_SCHEMA
@@ -107,9 +152,11 @@ def match(work: Work, trie: PhraseTrie, canonical: np.ndarray) -> None:
     """Finds every phrase, and counts phrases and pairs of phrases."""
     config = work.config
     context = candidates.context_of(config.sources, config.embedding.context)
+    confidence = np.array([source.weights == "confidences" for source in config.sources])
 
     def find(name: str, words: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
-        yield name, candidates.match_batch(words, trie, canonical, config.vocabulary.overlap)
+        overlap = config.vocabulary.overlap
+        yield name, candidates.match_batch(words, trie, canonical, overlap, confidence)
 
     with work.engine.pipeline() as p:
         hits = (
@@ -121,12 +168,14 @@ def match(work: Work, trie: PhraseTrie, canonical: np.ndarray) -> None:
         )
         sums = work / "sums"
         sum_to_file(hits, count_phrases, PHRASE_COUNTS_SCHEMA, sums, "phrase-counts")
+        sum_to_file(hits, count_languages, LANGUAGE_COUNTS_SCHEMA, sums, "language-counts")
         pairs = partial(candidates.count_cooccurrence, num_phrases=len(canonical), context=context)
-        sum_to_file(hits, pairs, candidates.COUNTS_SCHEMA, sums, "cooccurrence")
+        schema, folder = candidates.COUNTS_SCHEMA, work / "cooccurrence"
+        sum_to_parts(hits, pairs, schema, folder, COOCCURRENCE_PARTS)
 
 
-def label(work: Work, table: PhraseTable) -> None:
-    """Scores the phrases of every record and picks its labels."""
+def label(work: Work, table: PhraseTable, labels: LabelSpace) -> None:
+    """Scores the phrases of every record and picks its labels, rare ones included."""
     config = work.config
     names = tuple(source.name for source in config.sources)
     priors = np.array([source.prior for source in config.sources])
@@ -137,8 +186,8 @@ def label(work: Work, table: PhraseTable) -> None:
         scores = scoring.score_batch(hits, table, priors, config.scoring)
         annotations = scoring.annotate(scores, records.column("id"), table, names)
         write_part(work / "annotations", name, annotations)
-        picked = balance.pick_labels(scores, records, table, config)
-        write_part(work / "picked", name, picked)
+        picked = balance.pick_labels(scores, records, labels, config)
+        write_part(work / "candidates", name, picked)
         texts = read_part(work / "words", name, ["record"]).column("record").to_numpy()
         write_part(work / "rejects-label", name, unlabelled(records, picked, texts))
         yield name, picked
@@ -151,18 +200,51 @@ def label(work: Work, table: PhraseTable) -> None:
             | "label" >> beam.ParDo(Stage(lambda: label_part))
         )
         schema = balance.LABEL_COUNTS_SCHEMA
+        sum_to_file(picked, balance.count_labels, schema, work / "sums", "candidate-counts")
+
+
+def drop_rare_labels(work: Work, num_labels: int) -> np.ndarray:
+    """Keeps the labels of enough images; returns how many images each one has then, `[num_labels] int64`."""
+    before = balance.label_frequency(work.sums("candidate-counts"), num_labels)
+    least = work.config.balance.min_label_count
+
+    def drop(name: str, candidates: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+        picked, rejects = balance.drop_rare(candidates, before, least)
+        write_part(work / "rejects-rare", name, rejects)
+        yield name, picked
+
+    with work.engine.pipeline() as p:
+        picked = (
+            p
+            | "parts" >> beam.Create(list_parts(work / "candidates"))
+            | "read" >> beam.ParDo(ReadParts([work / "candidates"]))
+            | "drop rare labels" >> beam.ParDo(Stage(lambda: drop))
+            | "write picked" >> beam.ParDo(WriteParts(work / "picked"))
+        )
+        schema = balance.LABEL_COUNTS_SCHEMA
         sum_to_file(picked, balance.count_labels, schema, work / "sums", "label-counts")
+    return balance.label_frequency(work.sums("label-counts"), num_labels)
 
 
 def shard(work: Work, folder: Path, plans: list[tuple[str, int, int]]) -> None:
     """Writes the planned shards, (split, shard, number of shards) each, and a part with their digests."""
-    field = work.config.label_field
+    field, images = work.config.label_field, work.config.images
 
     def write(split: str, index: int, count: int) -> Iterator[tuple[str, pa.RecordBatch]]:
         name = f"{split}-{index:05d}"
-        written = write_example_shard(
-            folder, read_part(work / "plans", name), field, split, index, count
-        )
+        changed = 0
+
+        def encode(data: bytes) -> bytes:
+            nonlocal changed
+            if images.reencode_side is None:
+                return data
+            stored = reencode(data, images.reencode_side, images.jpeg_quality)
+            changed += stored is not data
+            return stored
+
+        plan = read_part(work / "plans", name)
+        written = write_example_shard(folder, plan, field, split, index, count, encode)
+        write_part(work / "reencoded", name, pa.RecordBatch.from_pydict({"images": [changed]}))
         columns = {"name": [written.name], "rows": [written.rows], "sha256": [written.sha256]}
         yield name, pa.RecordBatch.from_pydict(columns)
 
@@ -182,6 +264,20 @@ def count_phrases(hits: pa.RecordBatch) -> pa.RecordBatch:
     phrase, count = np.unique(pairs & 0xFFFFFFFF, return_counts=True)
     arrays = [pa.array(phrase, pa.int32()), pa.array(count, pa.int64())]
     return pa.RecordBatch.from_arrays(arrays, schema=PHRASE_COUNTS_SCHEMA)
+
+
+def count_languages(hits: pa.RecordBatch) -> pa.RecordBatch:
+    """How many sources in each language hold each phrase (`LANGUAGE_COUNTS_SCHEMA`)."""
+    language = hits.column("language")
+    code = language.indices.to_numpy().astype(np.int64)
+    pairs = hits.column("phrase_id").to_numpy().astype(np.int64) << 32 | code
+    pair, count = np.unique(pairs, return_counts=True)
+    arrays = [
+        pa.array(pair >> 32, pa.int32()),
+        language.dictionary.take(pa.array(pair & 0xFFFFFFFF)),
+        pa.array(count, pa.int64()),
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=LANGUAGE_COUNTS_SCHEMA)
 
 
 def unlabelled(

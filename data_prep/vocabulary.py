@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.candidates import PhraseTrie, list_offsets, words_left
 from data_prep.canonical import singular_phrases
+from data_prep.matching import PhraseTrie, list_offsets, prefixes_of_length, words_left
+from data_prep.privacy import is_blocked
 from data_prep.schema import VocabularyConfig
+from data_prep.text import IDEOGRAPH
 
 WORD_COUNTS_SCHEMA = pa.schema([("word", pa.string()), ("count", pa.int64())])
 EXTENSION_COUNTS_SCHEMA = pa.schema(
@@ -51,10 +53,7 @@ def count_extensions(batch: pa.RecordBatch, trie: PhraseTrie, length: int) -> pa
     offsets = list_offsets(batch.column("words"))
     ids = trie.encode(batch.column("words").flatten())
     left = words_left(offsets)
-    phrase_at = np.full(len(ids) + 1, -1, np.int64)
-    for level, (starts, phrases) in enumerate(trie.walk(ids, left)):
-        if level == length - 2:
-            phrase_at[starts] = phrases
+    phrase_at = np.append(prefixes_of_length(ids, offsets, trie, length - 1), -1)
     position = np.flatnonzero((phrase_at[:-1] >= 0) & (phrase_at[1:] >= 0) & (left >= length))
     word = ids[position + length - 1]
     key, code = np.unique(phrase_at[position] << 32 | word, return_inverse=True)
@@ -88,12 +87,16 @@ def frequent_extensions(
 
 
 def select_phrases(
-    counts: Mapping[str, int], num_records: int, config: VocabularyConfig
+    counts: Mapping[str, int],
+    num_records: int,
+    config: VocabularyConfig,
+    blocked: Set[str] = frozenset(),
 ) -> dict[str, int]:
     """The sequences that make phrases, most frequent first.
 
-    Dropped: too frequent; a stop word at a border, or inside (but "bag of flour"); no word of two letters; a word of
-    digits alone; longer ones below the collocation score; fragments of one longer phrase.
+    Dropped: those that hold a `blocked` phrase; too frequent; a stop word at a border, or inside (but "bag of flour");
+    no word of two letters; a word of digits alone; longer ones below the collocation score; fragments of one longer
+    phrase.
     """
     stop_words = STOP_WORDS | set(config.stop_words)
     inner = stop_words - set(config.inner_stop_words)
@@ -105,6 +108,7 @@ def select_phrases(
         if count <= limit
         and phrase not in stop_phrases
         and _is_wordlike(phrase.split(" "), stop_words, inner)
+        and not is_blocked(phrase, blocked)
     }
     bound = {p for p in usable if collocation(p, counts, num_records) >= config.min_npmi}
     # "dining tables" is a collocation when "dining table" is, however rare the plural.
@@ -161,7 +165,7 @@ def _is_wordlike(words: Sequence[str], border: Set[str], inner: Set[str]) -> boo
     if any(word.isdigit() for word in words):
         return False
     # One ideograph is a word; one letter is not.
-    return any(len(word) > 1 or ord(word[0]) > 0x2E7F for word in words)
+    return any(len(word) > 1 or IDEOGRAPH.match(word) for word in words)
 
 
 def _record_of_words(batch: pa.RecordBatch) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,16 +71,25 @@ def digest_file(path: Path) -> str:
 
 
 def write_example_shard(
-    folder: Path, plan: pa.RecordBatch, label_field: str, split: str, shard: int, count: int
+    folder: Path,
+    plan: pa.RecordBatch,
+    label_field: str,
+    split: str,
+    shard: int,
+    count: int,
+    encode: Callable[[bytes], bytes],
 ) -> TableFile:
-    """Writes one shard of a `SHARD_PLAN_SCHEMA` batch. Holds that many encoded images in memory."""
+    """Writes one shard of a `SHARD_PLAN_SCHEMA` batch. Holds that many encoded images in memory.
+
+    `encode` gets an image's original bytes and returns those to store.
+    """
     examples = []
     for row in plan.to_pylist():
         image = row["image_bytes"]
         if image is None:
             image = Path(row["image_path"]).read_bytes()
         labels = {label_field: Labels.of(row["labels"], row["weights"])}
-        examples.append(Example(row["id"], image, labels, row["sampling_weight"]))
+        examples.append(Example(row["id"], encode(image), labels, row["sampling_weight"]))
     path = folder / shard_name(split, shard, count)
     write_shard(path, examples)
     return TableFile(path.name, len(examples), digest_file(path))

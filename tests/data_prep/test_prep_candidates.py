@@ -1,19 +1,20 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.candidates import (
     WORDS_SCHEMA,
-    PhraseTrie,
     count_cooccurrence,
-    find_phrases,
     match_batch,
     tokenize_batch,
 )
+from data_prep.matching import PhraseTrie, find_phrases
+from data_prep.schema_text import TextConfig
 from data_prep.sources import RECORD_SCHEMA
 
+SHARED = np.zeros(2, bool)  # weights of both sources are counts
 WORD = st.sampled_from(["a", "b", "c", "d"])
 PHRASES = st.lists(st.lists(WORD, min_size=1, max_size=6).map(" ".join), unique=True, max_size=12)
 TEXTS = st.lists(st.lists(WORD | st.just("x"), max_size=12), max_size=6)
@@ -46,6 +47,7 @@ def reference(
     return sorted(found)
 
 
+@settings(deadline=None)  # the first call compiles
 @given(PHRASES, TEXTS, st.sampled_from(["longest", "all"]))
 def test_matches_are_those_of_a_plain_dict(
     phrases: list[str], texts: list[list[str]], overlap: str
@@ -67,7 +69,10 @@ def test_a_misspelling_matches_as_its_word() -> None:
 
 def words_batch(rows: list[tuple[int, int, float, str]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(
-        [dict(zip(WORDS_SCHEMA.names, (r, s, w, t.split()), strict=True)) for r, s, w, t in rows],
+        [
+            dict(zip(WORDS_SCHEMA.names, (r, s, w, f"l{s}", t.split()), strict=True))
+            for r, s, w, t in rows
+        ],
         schema=WORDS_SCHEMA,
     )
 
@@ -77,7 +82,7 @@ def test_support_is_the_share_of_a_sources_weight() -> None:
         [(0, 0, 1.0, "red sofa sofa"), (0, 1, 3.0, "sofas"), (0, 1, 1.0, "red"), (2, 1, 1.0, "red")]
     )
     trie = PhraseTrie.build(["sofa", "sofas", "red"])
-    hits = match_batch(batch, trie, np.array([0, 0, 2], np.int32), "longest").to_pylist()
+    hits = match_batch(batch, trie, np.array([0, 0, 2], np.int32), "longest", SHARED).to_pylist()
     found = {(h["record"], h["source"], h["phrase_id"]): h["support"] for h in hits}
     assert found == {
         (0, 0, 0): 1.0,
@@ -93,7 +98,7 @@ def test_pairs_count_across_sources_or_within_records() -> None:
         [(0, 0, 1.0, "red sofa"), (0, 1, 1.0, "couch"), (1, 0, 1.0, "sofa"), (1, 1, 1.0, "sofa")]
     )
     trie = PhraseTrie.build(["sofa", "couch", "red"])
-    hits = match_batch(batch, trie, np.arange(3, dtype=np.int32), "longest")
+    hits = match_batch(batch, trie, np.arange(3, dtype=np.int32), "longest", SHARED)
     across = count_cooccurrence(hits, 3, "cross_source").to_pylist()
     pairs = {(row["row"], row["column"]): row["count"] for row in across}
     assert pairs == {(0, 1): 1, (1, 2): 1, (0, 0): 2}
@@ -104,8 +109,8 @@ def test_pairs_count_across_sources_or_within_records() -> None:
 @pytest.mark.parametrize("texts", [[], [{"source": 0, "weight": 1.0, "text": "..."}]])
 def test_records_without_words_have_no_row(texts: list[dict[str, object]]) -> None:
     record = {"id": "a", "texts": texts}
-    batch = tokenize_batch(pa.RecordBatch.from_pylist([record], schema=RECORD_SCHEMA))
+    batch = tokenize_batch(pa.RecordBatch.from_pylist([record], schema=RECORD_SCHEMA), TextConfig())
     assert batch.num_rows == 0
-    empty = match_batch(batch, PhraseTrie.build([]), np.zeros(0, np.int32), "longest")
+    empty = match_batch(batch, PhraseTrie.build([]), np.zeros(0, np.int32), "longest", SHARED)
     assert empty.num_rows == 0
     assert count_cooccurrence(empty, 0, "cross_source").num_rows == 0

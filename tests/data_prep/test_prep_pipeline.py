@@ -134,7 +134,10 @@ def test_the_result_depends_on_input_config_and_seed_alone(done: Path, tmp_path:
 def test_phrases_can_be_the_label_space_and_text_needs_no_images(tmp_path: Path) -> None:
     path = write_catalogue(tmp_path / "in", records(120))
     changes: dict[str, Any] = {"image_field": None, "label_space": "phrases"}
-    changes |= {"clusters": ClusterConfig(count=4), "split": SplitConfig(group_field="title")}
+    changes |= {
+        "clusters": ClusterConfig(count=4, levels=2),
+        "split": SplitConfig(group_field="title"),
+    }
     run_prep(config(**changes), path, tmp_path / "out")
     assert not (tmp_path / "out" / "shards").exists()
     assert len(rows_of(tmp_path / "out", "cluster_names")) == 4

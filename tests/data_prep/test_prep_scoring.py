@@ -1,12 +1,23 @@
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_prep.balance import count_labels, pick_labels, rarest_label, sampling_weights, split_of
+from data_prep.balance import (
+    PICKED_SCHEMA,
+    count_labels,
+    drawn_shares,
+    drop_rare,
+    image_weights,
+    pick_labels,
+    split_of,
+    tail_counts,
+)
 from data_prep.candidates import HITS_SCHEMA
-from data_prep.schema import PrepConfig, ScoringConfig, TextSourceConfig
+from data_prep.label_space import LabelSpace, one_label, soft_labels
+from data_prep.schema import BalanceConfig, PrepConfig, ScoringConfig, TextSourceConfig
 from data_prep.scoring import AGREEMENT, PhraseTable, annotate, phrase_quality, score_batch
 
 CONFIG = PrepConfig(
@@ -25,7 +36,8 @@ TABLE = PhraseTable(  # sofa, couch (one cluster), red, sale (says nothing)
 
 def hits(rows: list[tuple[int, int, int, float]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(
-        [dict(zip(HITS_SCHEMA.names, row, strict=True)) for row in rows], schema=HITS_SCHEMA
+        [dict(zip(HITS_SCHEMA.names, (*row, f"l{row[1]}"), strict=True)) for row in rows],
+        schema=HITS_SCHEMA,
     )
 
 
@@ -59,11 +71,14 @@ def test_quality_needs_both_rarity_and_a_context() -> None:
     assert quality[2] == 0.0
 
 
-def picked(config: PrepConfig) -> list[dict[str, object]]:
+CLUSTERS = one_label(TABLE.cluster, ("seat", "red", "sale"))
+
+
+def picked(config: PrepConfig, labels: LabelSpace = CLUSTERS) -> list[dict[str, object]]:
     rows = [(0, 0, 0, 1.0), (0, 1, 1, 1.0), (0, 1, 2, 1.0), (1, 0, 3, 1.0), (2, 1, 2, 0.1)]
     scores = score_batch(hits(rows), TABLE, PRIORS, config.scoring)
     records = pa.RecordBatch.from_pydict({"id": ["a", "b", "c"], "group": ["a", "b", "c"]})
-    return pick_labels(scores, records, TABLE, config).to_pylist()
+    return pick_labels(scores, records, labels, config).to_pylist()
 
 
 def test_labels_need_a_score_and_are_cut_best_first() -> None:
@@ -74,23 +89,87 @@ def test_labels_need_a_score_and_are_cut_best_first() -> None:
     assert (row["id"], row["labels"]) == ("a", [0, 1])
     (row,) = picked(dataclasses.replace(config, labels_per_image=1))
     assert row["labels"] == [0]
-    (row,) = picked(dataclasses.replace(config, label_space="phrases"))
+    (row,) = picked(config, one_label(np.arange(4), TABLE.phrases))
     assert row["labels"] == [0, 1]  # phrases now: "red" is the third best
+    (row,) = picked(config, one_label(np.array([-1, -1, 1, 2]), CLUSTERS.names))
+    assert row["labels"] == [1]  # the cluster of the sofa is blocked, so "red" is the best
 
 
-def test_rare_labels_weigh_more_and_the_mean_is_one() -> None:
-    frequency = np.array([8, 2, 1])
-    schema = pa.schema([("labels", pa.list_(pa.int32()))])
-    batch = pa.RecordBatch.from_pydict({"labels": [[0], [0, 1], [1, 2], [0]]}, schema=schema)
-    assert count_labels(batch).column("count").to_pylist() == [3, 2, 1]
+def test_soft_labels_spread_a_phrase_over_its_neighbours() -> None:
+    index = np.array([[0, 1], [0, 1], [1, 0], [2, 0]], np.int32)
+    cosine = np.array([[0.9, 0.8], [0.9, -0.5], [0.9, 0.9], [1.0, 0.9]], np.float32)
+    free = np.zeros(3, bool)
+    space = soft_labels(index, cosine, free, 0.1, 0.05, CLUSTERS.names)
+    shares = [space.shares[a:b] for a, b in pairwise(space.offsets)]
+    np.testing.assert_allclose(shares[0], np.array([1, np.exp(-1)]) / (1 + np.exp(-1)), rtol=1e-5)
+    assert shares[1].tolist() == [1.0]  # the far one's share is too small
+    assert shares[2].tolist() == [0.5, 0.5]
+    (row,) = picked(CONFIG, space)
+    assert row["labels"] == [0, 1]
+    assert row["weights"][0] > row["weights"][1]
+    blocked = soft_labels(index, cosine, np.array([True, False, False]), 0.1, 0.05, CLUSTERS.names)
+    assert 0 not in blocked.labels
+    assert blocked.shares[blocked.offsets[2] : blocked.offsets[3]].tolist() == [0.5]
+
+
+def labelled(labels: list[list[int]]) -> pa.RecordBatch:
+    rows = [
+        {
+            "record": i,
+            "id": f"r{i}",
+            "labels": found,
+            "weights": [0.5] * len(found),
+            "split": "train",
+        }
+        for i, found in enumerate(labels)
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=PICKED_SCHEMA)
+
+
+def test_rare_labels_are_dropped_and_told() -> None:
+    batch = labelled([[0, 1], [2], [0], [1, 2, 0]])
+    kept, rejects = drop_rare(batch, np.array([3, 2, 1]), 3)
+    assert kept.column("labels").to_pylist() == [[0], [0], [0]]
+    assert kept.column("weights").to_pylist() == [[0.5]] * 3
+    assert kept.column("record").to_pylist() == [0, 2, 3]
+    assert rejects.to_pylist() == [{"id": "r1", "stage": "label", "reason": "labels too rare"}]
     for part in (batch, batch.slice(1, 2)):
-        rarest = rarest_label(part, frequency)
-        assert rarest.tolist() == ([8, 2, 1, 8] if part is batch else [2, 1])
-    rarest = rarest_label(batch, frequency)
-    weights = sampling_weights(rarest, {8: 2, 2: 1, 1: 1}, 0.5)
-    assert weights.mean() == pytest.approx(1.0)
-    assert weights[2] / weights[0] == pytest.approx(np.sqrt(8))
-    assert sampling_weights(rarest, {8: 2, 2: 1, 1: 1}, 0.0).tolist() == [1, 1, 1, 1]
+        same, none = drop_rare(part, np.array([3, 2, 1]), 1)
+        assert same.to_pylist() == part.to_pylist()
+        assert none.num_rows == 0
+
+
+def test_rare_labels_weigh_more() -> None:
+    frequency = np.array([8, 2, 1])
+    batch = labelled([[0], [0, 1], [1, 2], [0]])
+    assert count_labels(batch).column("count").to_pylist() == [3, 2, 1]
+    config = BalanceConfig(power=0.5)
+    np.testing.assert_allclose(
+        image_weights(batch, frequency, config), np.array([8.0, 2.0, 1.0, 8.0]) ** -0.5
+    )
+    np.testing.assert_allclose(
+        image_weights(batch.slice(1, 2), frequency, config), np.array([2.0, 1.0]) ** -0.5
+    )
+    assert image_weights(batch, frequency, BalanceConfig(power=0.0)).tolist() == [1, 1, 1, 1]
+
+
+def test_capped_sampling_draws_each_label_at_most_the_cap() -> None:
+    config = BalanceConfig(sampling="capped", cap=4)
+    batch = labelled([[0], [0, 1], [1, 2], [0]])
+    found = image_weights(batch, np.array([16, 8, 1]), config)
+    np.testing.assert_allclose(found, [0.25, 1 - 0.75 * 0.5, 1.0, 0.25])
+
+
+def test_head_torso_and_tail_are_counted() -> None:
+    images = np.array([0, 1, 19, 20, 100, 101])
+    assert tail_counts(images) == {
+        "head": {"labels": 1, "images": 101},
+        "torso": {"labels": 2, "images": 120},
+        "tail": {"labels": 2, "images": 20},
+    }
+    shares = drawn_shares(images, images.astype(float))
+    assert shares["torso"] == pytest.approx(120 / 241, abs=1e-6)
+    assert sum(shares.values()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_split_depends_on_the_id_alone() -> None:

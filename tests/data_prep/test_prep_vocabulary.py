@@ -2,10 +2,10 @@ import itertools
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.candidates import WORDS_SCHEMA, PhraseTrie
+from data_prep.candidates import WORDS_SCHEMA
 from data_prep.canonical import (
     deletions,
     edit_distance,
@@ -15,6 +15,7 @@ from data_prep.canonical import (
     resolve,
     singulars,
 )
+from data_prep.matching import PhraseTrie
 from data_prep.schema import VocabularyConfig
 from data_prep.vocabulary import (
     collocation,
@@ -39,6 +40,7 @@ def words_batch(texts: list[list[str]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema=WORDS_SCHEMA)
 
 
+@settings(deadline=None)  # the first call compiles
 @given(CORPUS)
 def test_level_wise_counting_finds_every_frequent_sequence(texts: list[list[str]]) -> None:
     batch = words_batch(texts)

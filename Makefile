@@ -5,17 +5,20 @@ BIN := $(VENV)/bin
 AOT := .venv-aot
 AOT_TPU := .venv-aot-tpu
 BENCH := .venv-bench
+SPARK := .venv-spark
 WORKDIR ?= runs/demo
 SIZE ?= tiny
 
-.PHONY: help demo test test-slow test-aot test-aot-tpu bench-input lint docs clean
+.PHONY: help demo test test-slow test-prep-slow test-aot test-aot-tpu test-spark bench-input lint docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole loop on the generated catalogue -> $(WORKDIR)/report.html"
 	@echo "make test    the test suite (8 fake CPU devices)"
+	@echo "make test-prep-slow  preparation killed in every step, inputs of every kind"
 	@echo "make test-aot  HLO budgets, dtypes of reductions and the GPU recipe: compiled for H100s, without one (0.6 GB more)"
 	@echo "make test-aot-tpu  the recipes and their collectives: compiled for TPU pods, without one (1.4 GB)"
+	@echo "make test-spark  vitscale prep on Apache Spark writes the bytes of the direct runner (needs Java 17; 2 GB)"
 	@echo "make bench-input  the input pipeline beside tf.data, PIL and PyTorch on real photos (1.1 GB more; 8 min)"
 	@echo "make lint    ruff, import directions, mypy"
 	@echo "make docs    the documentation site -> site/"
@@ -36,6 +39,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
+
+test-prep-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests/data_prep
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
@@ -64,6 +70,16 @@ $(AOT_TPU)/.ready: pyproject.toml constraints.txt
 test-aot-tpu: $(AOT_TPU)/.ready
 	$(AOT_TPU)/bin/python -m pytest -s -m slow tests/parallel/test_recipes.py tests/parallel/test_collectives.py
 
+# pyspark brings its own Spark, half a gigabyte of it.
+$(SPARK)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SPARK)
+	$(SPARK)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[prep,spark]' pytest pytest-timeout
+	@touch $@
+
+test-spark: $(SPARK)/.ready
+	$(SPARK)/bin/python -m pytest tests/data_prep/test_prep_spark.py
+
 # TensorFlow and PyTorch to compare with. Apart, so that the tests run without TensorFlow, as a user does.
 $(BENCH)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH)
@@ -85,4 +101,4 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(AOT) $(AOT_TPU) $(BENCH) build site runs *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(AOT) $(AOT_TPU) $(BENCH) $(SPARK) build site runs *.egg-info .pytest_cache .ruff_cache .mypy_cache

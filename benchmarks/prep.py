@@ -6,6 +6,10 @@ label_precision: of the derived labels that name a type, a colour or a material,
 label_recall: of the true types, colours and materials of all images, the share that was derived.
 synonym_ari: adjusted Rand index of the clusters against the true synonym sets, over the phrases in both.
 The truth is read here, after the run, and nowhere else.
+
+    python benchmarks/prep.py --rows 100000 1000000
+
+prints instead what each step costs on so many synthetic rows (benchmarks/prep_scale.py).
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from prep_scale import print_sizes
 from sklearn.metrics import adjusted_rand_score
 
 from data_prep.pipeline import run_prep
 from data_prep.schema import PrepConfig
-from data_prep.shop import ShopConfig, generate_shop
+from data_prep.shop.catalogue import ShopConfig, generate_shop
 from data_prep.text import tokenize
 from vitscale.config_loading import load_config
 
@@ -108,12 +113,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--products", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, nargs="+", help="cost on so many synthetic rows")
     parser.add_argument("--shop", type=Path, help="an existing folder of `vitscale shop`")
     parser.add_argument(
         "--details", action="store_true", help="precision and recall by kind, stage times"
     )
     parser.add_argument("--config", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
+    if arguments.rows:
+        print_sizes(arguments.rows)
+        return
     with tempfile.TemporaryDirectory() as folder:
         shop = arguments.shop or Path(folder) / "shop"
         if arguments.shop is None:

@@ -26,11 +26,12 @@ import pyarrow as pa
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from data_prep.candidates import tokenize_batch
+from data_prep.inputs import iterate_rows
 from data_prep.language import identify, identify_batch, load_model
 from data_prep.privacy import redact_batch
 from data_prep.schema import PrepConfig
 from data_prep.schema_text import LanguageConfig, PrivacyConfig, TextConfig, TextSourceConfig
-from data_prep.sources import iterate_rows, read_batches
+from data_prep.sources import read_batches
 from data_prep.text import plain_text
 
 

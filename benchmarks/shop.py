@@ -7,7 +7,7 @@ import json
 import os
 import time
 
-from data_prep.shop import ShopConfig, render_product, shop_plan
+from data_prep.shop.catalogue import ShopConfig, render_product, shop_plan
 
 GOAL = 300.0  # images a second and core at 64 pixels
 

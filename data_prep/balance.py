@@ -10,6 +10,7 @@ import pyarrow as pa
 from data_prep.images import REJECTS_SCHEMA
 from data_prep.label_space import LabelSpace
 from data_prep.schema import BalanceConfig, PrepConfig
+from data_prep.scoring import least_scores
 
 PICKED_SCHEMA = pa.schema(
     [
@@ -39,8 +40,8 @@ def pick_labels(
 ) -> pa.RecordBatch:
     """The labels of each record that has any (`PICKED_SCHEMA`).
 
-    A phrase counts from `min_score` and from `relative_min_score` of the record's best phrase on. A label's score is
-    the best score * share of the phrases that stand for it; the best `labels_per_image` are kept.
+    A phrase counts from the `min_score` of its language and from `relative_min_score` of the record's best phrase on. A
+    label's score is the best score * share of the phrases that stand for it; the best `labels_per_image` are kept.
 
     Args:
       scores: `SCORES_SCHEMA`.
@@ -75,11 +76,13 @@ def _best_of_labels(
     score = scores.column("score").to_numpy()
     # Of the phrases that label anything, which one is best in its record? Scores fall within a record.
     several = np.diff(labels.offsets)[phrase]
-    phrase, record, score, several = (a[several > 0] for a in (phrase, record, score, several))
-    _, first, inverse = np.unique(record, return_index=True, return_inverse=True)
-    enough = (score >= config.scoring.min_score) & (
-        score >= config.scoring.relative_min_score * score[first][inverse]
+    least = least_scores(scores.column("language"), config.scoring)
+    labels_some = several > 0
+    phrase, record, score, several, least = (
+        a[labels_some] for a in (phrase, record, score, several, least)
     )
+    _, first, inverse = np.unique(record, return_index=True, return_inverse=True)
+    enough = (score >= least) & (score >= config.scoring.relative_min_score * score[first][inverse])
     phrase, record, score, several = (a[enough] for a in (phrase, record, score, several))
     row = np.repeat(np.arange(len(phrase)), several)
     within = np.arange(len(row)) - np.repeat(np.cumsum(several) - several, several)

@@ -7,13 +7,13 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import scipy.sparse
 
+from data_prep.cooccurrence import count_pairs
 from data_prep.matching import PhraseTrie, find_phrases, list_offsets, sum_by_source
 from data_prep.schema import TextSourceConfig
 from data_prep.schema_text import TextConfig
 from data_prep.sources import RECORD_SCHEMA
-from data_prep.text import tokenize
+from data_prep.tokens import tokenize_texts
 
 LANGUAGE = pa.dictionary(pa.int32(), pa.string())  # BCP 47
 WORDS_SCHEMA = pa.schema(
@@ -33,6 +33,9 @@ HITS_SCHEMA = pa.schema(
         # share of the source's weight whose texts hold the phrase; or their confidences, summed up to 1
         ("support", pa.float32()),
         ("language", LANGUAGE),  # of the source's texts
+        ("count", pa.int32()),  # occurrences in the source
+        ("position", pa.int32()),  # words before it in the text where it comes earliest
+        ("weight", pa.float32()),  # of the texts that hold it, such as damped clicks
     ]
 )
 COUNTS_SCHEMA = pa.schema(
@@ -47,9 +50,9 @@ def tokenize_batch(batch: pa.RecordBatch, config: TextConfig) -> pa.RecordBatch:
     texts = batch.column("texts")
     record = np.repeat(np.arange(batch.num_rows), np.diff(list_offsets(texts)))
     items = texts.flatten()
-    words, lengths = tokenize(items.field("text").to_pylist(), config)
+    words, lengths = tokenize_texts(items.field("text"), config)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(words, pa.string()))
+    lists = pa.ListArray.from_arrays(pa.array(offsets), words)
     table = pa.RecordBatch.from_arrays(
         [
             pa.array(record, pa.int32()),
@@ -89,11 +92,13 @@ def match_batch(
     opening = np.flatnonzero(is_first)  # text that opens each group
     total = np.where(confidence[place[opening] % SOURCES], 1.0, np.bincount(group, weight))
     folded = canonical[phrase].astype(np.int64, copy=False)
-    hit, phrase, support = sum_by_source(folded, start, offsets, weight, group, total)
-    first = pa.array(opening[hit])
+    sums = sum_by_source(folded, start, offsets, weight, group, total)
+    first = pa.array(opening[sums.group])
     columns = [batch.column(name).take(first) for name in ("record", "source", "language")]
+    measured = [pa.array(a) for a in (sums.count, sums.position, sums.weight)]
     return pa.RecordBatch.from_arrays(
-        [*columns[:2], pa.array(phrase), pa.array(support), columns[2]], schema=HITS_SCHEMA
+        [*columns[:2], pa.array(sums.phrase), pa.array(sums.support), columns[2], *measured],
+        schema=HITS_SCHEMA,
     )
 
 
@@ -112,36 +117,11 @@ def count_cooccurrence(
     itself when two sources agree on it; synonyms pair because different hands wrote the sources.
     record: records that hold both, whatever the source; never a phrase with itself.
     """
-    record = hits.column("record").to_numpy()
-    source = hits.column("source").to_numpy()
-    phrase = hits.column("phrase_id").to_numpy()
-    rows = int(record.max(initial=-1)) + 1
-
-    def incidence(chosen: np.ndarray) -> scipy.sparse.csr_matrix:
-        ones = np.ones(int(chosen.sum()), np.int64)
-        shape = (rows, num_phrases)
-        return scipy.sparse.csr_matrix((ones, (record[chosen], phrase[chosen])), shape=shape)
-
-    every = incidence(np.ones(len(record), bool))
-    if context == "cross_source":
-        counts = every.T @ every
-        for index in np.unique(source):
-            one = incidence(source == index)
-            counts = counts - one.T @ one
-    else:
-        every.data[:] = 1
-        counts = every.T @ every
-        counts = counts - scipy.sparse.diags(counts.diagonal(), dtype=np.int64)
-    upper = scipy.sparse.triu(counts).tocoo()
-    kept = upper.data != 0
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.array(upper.row[kept], pa.int32()),
-            pa.array(upper.col[kept], pa.int32()),
-            pa.array(upper.data[kept], pa.int64()),
-        ],
-        schema=COUNTS_SCHEMA,
-    )
+    names = ("record", "source", "phrase_id")
+    places = (hits.column(name).to_numpy().astype(np.int64) for name in names)
+    row, column, count = count_pairs(*places, across=context == "cross_source")
+    arrays = [pa.array(row, pa.int32()), pa.array(column, pa.int32()), pa.array(count)]
+    return pa.RecordBatch.from_arrays(arrays, schema=COUNTS_SCHEMA)
 
 
 def context_of(

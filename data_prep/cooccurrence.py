@@ -15,8 +15,12 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse
 
+from data_prep.compiled import compiled
+
 PART_ENTRIES = 8_000_000  # counts in memory at once, about 0.5 GB while they are summed
 BLOCK_ENTRIES = 2_000_000  # of a matrix that is read row block by row block
+# A pair of phrases and its count in one record, at most 127 * 128, share an int64.
+_PHRASE_BITS, _COUNT_BITS = 24, 15
 ENTRY = np.dtype([("row", np.int32), ("column", np.int32), ("count", np.int64)])
 
 
@@ -93,6 +97,22 @@ def symmetric_counts(
     return matrix.finish()
 
 
+def count_pairs(
+    record: np.ndarray, source: np.ndarray, phrase: np.ndarray, *, across: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of phrases that meet in a record: row, column (row <= column) and count, `[n] int64`, by row and column.
+
+    Args:
+      record, source, phrase: `[H] int64`: hits, every one once, by record. Sources are below 128.
+      across: a pair counts for each pair of different sources that hold one phrase each, so that a phrase meets itself
+        where two sources agree on it; else once a record, whatever the sources, and never with itself.
+    """
+    keys = _record_pairs(record, source, phrase, across)
+    keys.sort()
+    keys, count = _sum_runs(keys)
+    return keys >> _PHRASE_BITS, keys & ((1 << _PHRASE_BITS) - 1), count
+
+
 def row_blocks(
     matrix: scipy.sparse.csr_matrix, entries: int = BLOCK_ENTRIES
 ) -> Iterator[tuple[int, scipy.sparse.csr_matrix]]:
@@ -101,6 +121,68 @@ def row_blocks(
     first = np.concatenate([[0], np.flatnonzero(np.diff(part_of)) + 1, [matrix.shape[0]]])
     for start, stop in pairwise(first):
         yield int(start), matrix[int(start) : int(stop)]
+
+
+@compiled
+def _record_pairs(
+    record: np.ndarray, source: np.ndarray, phrase: np.ndarray, across: bool
+) -> np.ndarray:
+    """Each record's pairs as row, column and count in one number."""
+    out = np.empty(1024, np.int64)
+    phrases = np.empty(len(phrase), np.int64)
+    held = np.empty((len(phrase), 2), np.uint64)  # sources that hold each phrase, as bits
+    size, begin = 0, 0
+    while begin < len(record):
+        end = begin
+        while end < len(record) and record[end] == record[begin]:
+            end += 1
+        known = 0
+        for at in np.argsort(phrase[begin:end], kind="mergesort") + begin:
+            if known == 0 or phrases[known - 1] != phrase[at]:
+                phrases[known] = phrase[at]
+                held[known] = 0
+                known += 1
+            held[known - 1, source[at] >> 6] |= np.uint64(1) << np.uint64(source[at] & 63)
+        while size + known * (known + 1) // 2 > len(out):
+            larger = np.empty(2 * len(out), np.int64)
+            larger[:size] = out[:size]
+            out = larger
+        for i in range(known):
+            sources = _bits(held[i, 0]) + _bits(held[i, 1])
+            for j in range(i, known):
+                count = 1 if i != j else 0
+                if across:
+                    count = sources * (_bits(held[j, 0]) + _bits(held[j, 1]))
+                    count -= _bits(held[i, 0] & held[j, 0]) + _bits(held[i, 1] & held[j, 1])
+                if count:
+                    pair = phrases[i] << _PHRASE_BITS | phrases[j]
+                    out[size] = pair << _COUNT_BITS | count
+                    size += 1
+        begin = end
+    return out[:size]
+
+
+@compiled
+def _bits(number: np.uint64) -> int:
+    count = 0
+    while number:
+        number &= number - np.uint64(1)
+        count += 1
+    return count
+
+
+@compiled
+def _sum_runs(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Different pairs of sorted `_record_pairs`, and the sums of their counts."""
+    pairs, counts = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
+    known = 0
+    for key in keys:
+        pair = key >> _COUNT_BITS
+        if known == 0 or pairs[known - 1] != pair:
+            pairs[known], counts[known] = pair, 0
+            known += 1
+        counts[known - 1] += key & ((1 << _COUNT_BITS) - 1)
+    return pairs[:known], counts[:known]
 
 
 def _mirrored(batch: pa.RecordBatch, canonical: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from data_prep.fingerprint import num_views, similar
 from data_prep.image_vectors import read_vectors, similar_vectors
 from data_prep.images import REJECTS_SCHEMA
 from data_prep.schema import PrepConfig
+from data_prep.schema_images import DedupConfig
 from data_prep.sources import TEXT_TYPE
 from data_prep.stages import CHECKED, Work
 from data_prep.write import list_parts, read_part, write_part
@@ -54,6 +55,13 @@ def check_sets(config: PrepConfig) -> None:
     for path in filter(None, given):
         if not Path(path).is_file():
             raise UserError(f"embeddings {path} does not exist.")
+
+
+def copies_files(config: DedupConfig) -> list[Path]:
+    """Tables of embeddings, and evaluation sets that are files."""
+    named = [config.embeddings]
+    named += [name for item in config.evaluation_sets for name in (item.path, item.embeddings)]
+    return [Path(name) for name in dict.fromkeys(named) if name and Path(name).is_file()]
 
 
 def deduplicate(work: Work) -> dict[str, object]:

@@ -6,37 +6,25 @@ must be known globally (counts) leaves a stage through a combiner whose size is 
 
 from __future__ import annotations
 
-import logging
+import argparse
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from data_prep.runners.quiet_beam import beam, quiet  # isort: split
+
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.runners.runner import PipelineRunner
+
 from data_prep.write import read_part, write_part
 from vitscale.errors import UserError
 
-# Importing Beam warns about Google Cloud's optional clients on the root logger.
-_ROOT = logging.getLogger()
-_LEVEL = _ROOT.level
-_ROOT.setLevel(logging.ERROR)
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"vitscale prep needs {error.name}, which is not installed: pip install 'vitscale[prep]'."
-        ) from error
-_ROOT.setLevel(_LEVEL)
-
-# Beam's "DirectRunner" first tries Prism, a Go binary that it downloads; its in-process runner needs nothing.
-DIRECT = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+DIRECT, SPARK = ("direct", "directrunner"), ("pyspark", "pysparkrunner")  # ours; others are Beam's
 COMPACT_ROWS = 1_000_000  # of unsummed counts that an accumulator holds
 _USER_ERROR = re.compile(r"<<UserError:(.*?)>>", re.DOTALL)
 
@@ -66,33 +54,113 @@ class RecordBatchCoder(beam.coders.Coder):
 beam.coders.registry.register_coder(pa.RecordBatch, RecordBatchCoder)
 
 
+class TablesCoder(beam.coders.Coder):
+    """Tables of one schema, which come back as one table, as an Arrow IPC stream."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+
+    def encode(self, value: list[pa.Table]) -> bytes:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self._schema) as writer:
+            for table in value:
+                writer.write_table(table)
+        return sink.getvalue().to_pybytes()
+
+    def decode(self, encoded: bytes) -> list[pa.Table]:
+        with pa.ipc.open_stream(encoded) as reader:
+            return [reader.read_all()]
+
+    def is_deterministic(self) -> bool:
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TablesCoder) and self._schema == other._schema
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+@dataclass
+class Traffic:
+    """Bytes that pipelines have shuffled. None once a pipeline ran on a runner that does not say."""
+
+    shuffled: int | None = 0
+
+    def add(self, result: object) -> None:
+        more = getattr(result, "shuffled", None)
+        self.shuffled = None if self.shuffled is None or more is None else self.shuffled + more
+
+
 @dataclass(frozen=True)
 class Engine:
-    """A Beam runner by name, with its own options as on Beam's command line."""
+    """A Beam runner by name, with its own options as on Beam's command line.
+
+    "direct" is `DirectRunner`, "pyspark" `SparkRunner`; any other name is given to Beam.
+    """
 
     runner: str = "direct"
     options: tuple[str, ...] = ()
+    scratch: Path | None = None  # where the direct runner's shuffles wait; default: the system's
+    traffic: Traffic = field(default_factory=Traffic, compare=False, repr=False)
 
     @contextmanager
     def pipeline(self) -> Iterator[beam.Pipeline]:
         """A pipeline that runs when the block ends; a `UserError` of any worker surfaces as one here."""
-        runner = DIRECT if self.runner.lower() in ("direct", "directrunner") else self.runner
-        levels = {name: logging.getLogger(name).level for name in ("apache_beam", "root")}
-        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-        try:
-            pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(self.options)))
-        except (ValueError, ImportError) as error:
-            raise UserError(f"--runner {self.runner} cannot be used: {error}.") from error
-        try:
-            yield pipeline
-            pipeline.run().wait_until_finish()
-        except Exception as error:
-            match = _USER_ERROR.search(str(error))
-            if match is None:
-                raise
-            raise UserError(match[1]) from None
-        finally:
-            logging.getLogger("apache_beam").setLevel(levels["apache_beam"])
+        with quiet():
+            try:
+                pipeline = beam.Pipeline(runner=self._runner(), options=self._options())
+            except (ValueError, ImportError) as error:
+                raise UserError(f"--runner {self.runner} cannot be used: {error}.") from error
+            try:
+                yield pipeline
+                result = pipeline.run()
+                result.wait_until_finish()
+            except Exception as error:
+                match = _USER_ERROR.search(str(error))
+                if match is None:
+                    raise
+                raise UserError(match[1]) from None
+        self.traffic.add(result)
+
+    def _runner(self) -> str | PipelineRunner:
+        name = self.runner.lower()
+        if name in DIRECT:
+            from data_prep.runners.direct import DirectRunner
+
+            return DirectRunner(self.scratch)
+        if name in SPARK:
+            from data_prep.runners.spark import SparkRunner
+
+            return SparkRunner()
+        return self.runner
+
+    def _options(self) -> PipelineOptions:
+        name = self.runner.lower()
+        if name in DIRECT:
+            _check_options(self.runner, self.options, DirectOptions)
+            # Beam's default is one worker, ours is as many as are worth it.
+            return PipelineOptions(["--direct_num_workers=0", *self.options])
+        if name in SPARK:
+            from data_prep.runners.spark import SparkOptions
+
+            _check_options(self.runner, self.options, SparkOptions)
+        return PipelineOptions(list(self.options))
+
+
+def _check_options(runner: str, options: Sequence[str], known: type[PipelineOptions]) -> None:
+    """Raises `UserError` for an option that Beam would drop in silence."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False, add_help=False)
+    known._add_argparse_args(parser)  # type: ignore[arg-type]
+    try:
+        unknown = parser.parse_known_args(list(options))[1]
+    except argparse.ArgumentError as error:
+        raise UserError(f"--runner-option of --runner {runner}: {error}.") from error
+    if unknown:
+        raise UserError(
+            f"--runner {runner} has no option {unknown[0]!r}; it has "
+            f"{', '.join(action.option_strings[0] for action in parser._actions)}."
+        )
 
 
 class Stage(beam.DoFn):
@@ -110,7 +178,12 @@ class Stage(beam.DoFn):
             yield from self._function(*arguments)
         except UserError as error:
             # Runners pass on the text of an exception, not its type.
-            raise RuntimeError(f"<<UserError:{error}>>") from error
+            raise RuntimeError(_mark(error)) from error
+
+
+def _mark(error: UserError) -> str:
+    """What `_USER_ERROR` finds. Tracebacks show lines of source, so the line that raises must not look like it."""
+    return f"<<UserError:{error}>>"
 
 
 class ReadParts(beam.DoFn):
@@ -139,6 +212,9 @@ class SumCounts(beam.CombineFn):
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
+
+    def get_accumulator_coder(self) -> TablesCoder:
+        return TablesCoder(self._schema)
 
     def create_accumulator(self) -> list[pa.Table]:
         return []
@@ -205,12 +281,15 @@ def sum_to_file(
     folder: Path,
     name: str,
 ) -> beam.PCollection:
-    """Counts each batch of (name, batch) and sums over the whole corpus into the part `name`."""
+    """Counts each batch of (name, batch) and sums over the whole corpus into the part `name`.
+
+    Without a batch there is no part.
+    """
+    keyed = tuple[str, pa.RecordBatch]
     return (
         batches
         | f"count {name}"
-        >> beam.MapTuple(lambda _, batch: count(batch)).with_output_types(pa.RecordBatch)
-        | f"sum {name}" >> beam.CombineGlobally(SumCounts(schema))
-        | f"key {name}" >> beam.Map(lambda batch, name: (name, batch), name)
+        >> beam.MapTuple(lambda _, batch: (name, count(batch))).with_output_types(keyed)
+        | f"sum {name}" >> beam.CombinePerKey(SumCounts(schema))
         | f"write {name}" >> beam.ParDo(WriteParts(folder))
     )

@@ -12,9 +12,10 @@ from pathlib import Path
 from array_record.python import array_record_module
 
 from data_prep.images import FORMATS, inspect_image, resolve_image, sign
+from data_prep.inputs import file_format, iterate_rows
 from data_prep.schema import PrepConfig
 from data_prep.schema_images import EvaluationSetConfig, ImageConfig
-from data_prep.sources import file_format, image_value, iterate_rows
+from data_prep.sources import image_value
 from vitscale.data.records import SHARD_NAME, parse_example
 from vitscale.errors import UserError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,22 +13,11 @@ from data_prep.balance import TRAIN, VALIDATION
 from data_prep.stages import Work
 from data_prep.write import (
     SHARD_PLAN_SCHEMA,
-    TableFile,
     list_parts,
     read_part,
     write_part,
-    write_table,
 )
 from vitscale.data.records import write_classes, write_index, write_tfds_metadata
-
-EXAMPLES_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("image", pa.binary()),
-        ("sources", pa.list_(pa.string())),  # of each text
-        ("texts", pa.list_(pa.string())),
-    ]
-)
 
 
 def plan_shards(work: Work, folder: Path) -> list[tuple[str, int, int]]:
@@ -73,36 +61,6 @@ def write_shard_metadata(
         write_index(shards, split, table)
     write_classes(shards, {work.config.label_field: classes})
     write_tfds_metadata(shards, [work.config.label_field], lengths)
-
-
-def choose_examples(work: Work, folder: Path) -> TableFile:
-    """Writes examples.parquet: labelled records for the report, drawn by a hash of their id."""
-    count = work.config.report_examples
-    chosen: list[tuple[bytes, dict[str, object]]] = []
-    names = [source.name for source in work.config.sources]
-    for part in list_parts(work / "picked"):
-        picked = read_part(work / "picked", part, ["record", "id"])
-        ids = picked.column("id").to_pylist()
-        keys = [hashlib.blake2b(f"{work.config.seed}:{i}".encode()).digest() for i in ids]
-        best = sorted(range(len(ids)), key=keys.__getitem__)[:count]
-        records = read_part(work / "records", part).take(
-            picked.column("record").take(pa.array(best))
-        )
-        for position, row in zip(best, records.to_pylist(), strict=True):
-            chosen.append((keys[position], row))
-        chosen = sorted(chosen, key=lambda item: item[0])[:count]
-    rows = []
-    for _, row in chosen:
-        texts = row["texts"]
-        assert isinstance(texts, list)
-        image = row["image_bytes"]
-        if row["image_path"] is not None:
-            image = Path(str(row["image_path"])).read_bytes()
-        sources = [names[text["source"]] for text in texts]
-        rows.append({"id": row["id"], "image": image, "sources": sources})
-        rows[-1]["texts"] = [text["text"] for text in texts]
-    batch = pa.RecordBatch.from_pylist(rows, schema=EXAMPLES_SCHEMA)
-    return write_table(folder / "examples.parquet", [batch], EXAMPLES_SCHEMA)
 
 
 def _examples(work: Work, folder: Path, split: str) -> Iterator[pa.Table]:

@@ -20,6 +20,8 @@ from data_prep.schema import PrepConfig
 FORMATS = ("JPEG", "PNG", "WEBP")
 REJECTS_SCHEMA = pa.schema([("id", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
 TOO_LARGE = "image has more pixels than max_image_pixels"
+MAX_IMAGE_BYTES = 256 * 2**20
+TOO_MANY_BYTES = "image file has more than 256 MiB"
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ class Inspection:
 class Checked:
     """A batch of records taken apart.
 
-    `usable` is of `RECORD_SCHEMA`, `image_path` resolved; `rejects` of `REJECTS_SCHEMA`; `signatures` of
-    `SIGNATURES_SCHEMA` and `pixels` `[n] int64` have a row for each usable record.
+    `usable` and `rejected` are of `RECORD_SCHEMA`, `image_path` resolved (null where there is no such image);
+    `rejects` of `REJECTS_SCHEMA` has a row for each rejected record, `signatures` of `SIGNATURES_SCHEMA` and `pixels`
+    `[n] int64` for each usable one.
     """
 
     usable: pa.RecordBatch
+    rejected: pa.RecordBatch
     rejects: pa.RecordBatch
     signatures: pa.RecordBatch
     pixels: list[int]
@@ -92,6 +96,13 @@ def inspect_image(data: bytes, config: PrepConfig, with_thumbnail: bool = False)
         return Inspection("image cannot be decoded")
 
 
+def read_image(path: Path) -> bytes | None:
+    """The bytes of an image file; None for a file that is too large to be one."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_IMAGE_BYTES + 1)
+    return data if len(data) <= MAX_IMAGE_BYTES else None
+
+
 def check_batch(batch: pa.RecordBatch, root: Path, config: PrepConfig) -> Checked:
     """Checks the images of a `RECORD_SCHEMA` batch.
 
@@ -108,10 +119,11 @@ def check_batch(batch: pa.RecordBatch, root: Path, config: PrepConfig) -> Checke
         path = None
         if problem is None and place is not None:
             found = resolve_image(root, place)
-            if isinstance(found, Path):
-                path, data = str(found), found.read_bytes()
-            else:
+            if isinstance(found, str):
                 problem = found
+            else:
+                path, data = str(found), read_image(found)
+                problem = TOO_MANY_BYTES if data is None else None
         seen = Inspection(problem)
         if problem is None and data is not None:
             seen = inspect_image(data, config, config.dedup.compares_pixels)
@@ -123,13 +135,14 @@ def check_batch(batch: pa.RecordBatch, root: Path, config: PrepConfig) -> Checke
     stages = ["read" if p is not None else "images" for p in batch.column("problem").to_pylist()]
     good = pa.array([reason is None for reason in reasons], pa.bool_())
     column = batch.schema.get_field_index("image_path")
-    usable = batch.set_column(column, batch.schema.field(column), pa.array(paths, pa.string()))
+    resolved = batch.set_column(column, batch.schema.field(column), pa.array(paths, pa.string()))
     rejects = pa.RecordBatch.from_arrays(
         [batch.column("id"), pa.array(stages, pa.string()), pa.array(reasons, pa.string())],
         schema=REJECTS_SCHEMA,
     )
     return Checked(
-        usable.filter(good),
+        resolved.filter(good),
+        resolved.filter(pc.invert(good)),
         rejects.filter(pc.invert(good)),
         pa.RecordBatch.from_pylist(signatures, schema=SIGNATURES_SCHEMA),
         pixels,

@@ -24,6 +24,18 @@ NO_PHRASE = np.int64(-1)
 
 
 @dataclass(frozen=True)
+class SourceSums:
+    """What H (group of texts, phrase) pairs come to; by group and phrase."""
+
+    group: np.ndarray  # [H] int64
+    phrase: np.ndarray  # [H] int32
+    support: np.ndarray  # [H] float32, at most 1: share of the group's weight
+    count: np.ndarray  # [H] int32: occurrences
+    position: np.ndarray  # [H] int32: words before the phrase in the text where it comes earliest
+    weight: np.ndarray  # [H] float32: weight of the texts that hold it
+
+
+@dataclass(frozen=True)
 class PhraseTrie:
     """P phrases by their W words. Nodes are numbered from 0, the root."""
 
@@ -92,18 +104,16 @@ def sum_by_source(
     weight: np.ndarray,
     group: np.ndarray,
     divisor: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Support of each phrase in each group of texts: the weight of those that hold it, however often they repeat it.
+) -> SourceSums:
+    """Each phrase in each group of texts. A text's weight counts once, however often it repeats the phrase.
 
     Args:
       phrase, start: `[M] int64`: of each match, ascending by start.
       offsets: `[N + 1] int64`: of the texts' words.
       weight, group: `[N]` float64, int64: of each text; groups 0, 1, 2, ... ascend.
       divisor: `[G] float64`: what a group's weights are divided by.
-
-    Returns group `int64`, phrase `int32` and support `float32`, at most 1, `[H]`, by group and phrase.
     """
-    return _sum_by_source(phrase, start, offsets, weight, group, divisor)
+    return SourceSums(*_sum_by_source(phrase, start, offsets, weight, group, divisor))
 
 
 def list_offsets(lists: pa.ListArray) -> np.ndarray:
@@ -226,11 +236,14 @@ def _sum_by_source(
     weight: np.ndarray,
     group: np.ndarray,
     divisor: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     text = np.empty(len(phrase), np.int64)
     groups = np.empty(len(phrase), np.int64)
     found = np.empty(len(phrase), np.int32)
     support = np.empty(len(phrase), np.float32)
+    times = np.empty(len(phrase), np.int32)
+    position = np.empty(len(phrase), np.int32)
+    held = np.empty(len(phrase), np.float32)
     count, begin, current = 0, 0, 0
     while begin < len(phrase):
         end = begin
@@ -247,17 +260,29 @@ def _sum_by_source(
         i = 0
         while i < len(order):
             same = phrase[begin + order[i]]
-            total, last = 0.0, np.int64(-1)
+            total, last, opening = 0.0, np.int64(-1), i
+            earliest = start[begin + order[i]] - offsets[text[begin + order[i]]]
             while i < len(order) and phrase[begin + order[i]] == same:
                 at = text[begin + order[i]]
-                total += weight[at] * (at != last)
+                if at != last:
+                    total += weight[at]
+                    # A text's matches ascend: its first one is its earliest.
+                    earliest = min(earliest, start[begin + order[i]] - offsets[at])
                 last = at
                 i += 1
             groups[count], found[count] = key, same
             support[count] = min(total / divisor[key], 1.0)
+            times[count], position[count], held[count] = i - opening, earliest, total
             count += 1
         begin = end
-    return groups[:count], found[:count], support[:count]
+    return (
+        groups[:count],
+        found[:count],
+        support[:count],
+        times[:count],
+        position[:count],
+        held[:count],
+    )
 
 
 @compiled

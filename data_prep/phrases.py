@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import scipy.sparse
 
-from data_prep.canonical import near_spellings, resolve
+from data_prep.canonical import canonical_ids, near_spellings
 from data_prep.clusters import Clusters, build_clusters
 from data_prep.cooccurrence import symmetric_counts
 from data_prep.embed import embed_phrases, ppmi, specificity, unit_vectors
 from data_prep.kmeans import nearest_several
 from data_prep.label_space import LabelSpace, one_label, soft_labels
+from data_prep.mining import Vocabulary
 from data_prep.privacy import hide_blocked, read_blocklist
 from data_prep.review import read_review
-from data_prep.schema import PrepConfig
+from data_prep.schema import PrepConfig, VocabularyConfig
 from data_prep.scoring import PhraseTable, phrase_quality
+from data_prep.sequences import sums_and_languages
 from data_prep.stable_ids import PREVIOUS_FILES, read_previous
 from data_prep.text import join_ideographs
 from data_prep.vectors import external_vectors
@@ -35,6 +39,7 @@ VOCABULARY_SCHEMA = pa.schema(
         ("language", pa.string()),
         ("document_frequency", pa.int64()),
         ("idf", pa.float32()),
+        ("category_entropy", pa.float32()),  # 0..1, of the canonical phrase; null: unknown
     ]
 )
 
@@ -50,13 +55,6 @@ class PhraseKnowledge:
     members: pa.RecordBatch  # CLUSTERS_SCHEMA
     frequency: np.ndarray  # [P] int64: records that hold the phrase or a form of it; 0 for forms
     embedded: int  # canonical phrases with a vector; the others stay on their own
-
-
-def canonical_ids(phrases: Sequence[str], pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """`[P] int32`: position of the phrase that each phrase is a form of."""
-    place = {phrase: i for i, phrase in enumerate(phrases)}
-    target = resolve(pairs)
-    return np.array([place[target.get(phrase, phrase)] for phrase in phrases], np.int32)
 
 
 def check_cluster_inputs(config: PrepConfig) -> list[Path]:
@@ -80,32 +78,36 @@ def check_cluster_inputs(config: PrepConfig) -> list[Path]:
 
 
 def describe_phrases(
-    mined: Mapping[str, int],
-    misspellings: Mapping[str, str],
-    canonical: np.ndarray,
+    mined: Vocabulary,
     matched: pa.Table,
     spoken: pa.Table,
     cooccurrence: Callable[[], Iterable[pa.RecordBatch]],
     num_records: int,
     config: PrepConfig,
     folder: Path,
+    spread: Callable[[np.ndarray], np.ndarray] | None = None,
+    searched: pa.Table | None = None,
 ) -> PhraseKnowledge:
     """Folds, embeds, clusters and weighs the phrases.
 
     Args:
-      mined: phrase -> records that hold it, in the order of the phrase ids.
-      misspellings: rare word -> word that it was read as.
-      canonical: `[P]`, from plurals; frequent misspellings are folded here, where their contexts are known.
+      mined: plurals folded; frequent misspellings are folded here, where their contexts are known.
       matched: records a phrase (`PHRASE_COUNTS_SCHEMA`), plurals folded.
       spoken: sources a phrase and language (`LANGUAGE_COUNTS_SCHEMA`), likewise.
       cooccurrence: reads `COUNTS_SCHEMA` batches, likewise, from the start each time.
       folder: for matrices that are too large for memory.
+      spread: category entropy of each phrase, `[P]`, from the phrase that each is a form of, `[P]`.
+      searched: records whose queries hold a phrase (`PHRASE_COUNTS_SCHEMA`), plurals folded.
     """
-    phrases = tuple(map(join_ideographs, mined))
+    phrases = mined.names
     frequency = np.zeros(len(phrases), np.int64)
     frequency[matched["phrase_id"].to_numpy()] = matched["count"].to_numpy()
     counts = symmetric_counts(cooccurrence, np.arange(len(phrases)), folder / "unfolded")
-    folded = fold_spellings(phrases, frequency, counts, config, folder / "ppmi-unfolded")[canonical]
+    spelled = tuple(map(join_ideographs, mined.phrases))
+    folded = fold_spellings(
+        spelled, frequency, counts, config, folder / "ppmi-unfolded", fixed=mined.given
+    )
+    folded = folded[mined.canonical]
     frequency = np.bincount(folded, frequency, minlength=len(phrases)).astype(np.int64)
 
     kept = np.flatnonzero(folded == np.arange(len(phrases)))
@@ -122,15 +124,45 @@ def describe_phrases(
     names = hide_blocked(clusters.names, blocked, config.text)
     clusters = dataclasses.replace(clusters, names=names)
     languages = phrase_languages(spoken, folded, config.language.default)
+    languages = [given or found for given, found in zip(mined.languages, languages, strict=True)]
+    entropy = np.full(len(phrases), np.nan) if spread is None else spread(folded)
+    is_label = mined.given[folded] | labels_of_mined(entropy, config.vocabulary)
     return PhraseKnowledge(
-        PhraseTable(phrases, folded, clusters.assignment[place], quality),
-        label_space(phrases, place, kept, vectors, clusters, config),
+        PhraseTable(
+            phrases,
+            folded,
+            clusters.assignment[place],
+            quality,
+            idf=idf,
+            specificity=told,
+            category_entropy=entropy,
+            query_frequency=_query_frequency(searched, folded),
+            is_label=is_label,
+            vectors=vectors,
+            vector_row=place.astype(np.int32),
+        ),
+        label_space(phrases, place, kept, vectors, clusters, is_label, config),
         clusters,
-        _vocabulary_table(phrases, mined.values(), misspellings, folded, idf, languages),
+        _vocabulary_table(mined, folded, idf, languages, entropy),
         clusters.table(kept),
         frequency,
         embedded,
     )
+
+
+def _query_frequency(searched: pa.Table | None, folded: np.ndarray) -> np.ndarray:
+    """Records whose queries hold each phrase or a form of it, `[P] float64`; empty where there are no queries."""
+    if searched is None:
+        return np.zeros(0)
+    phrase = folded[searched["phrase_id"].to_numpy()]
+    return np.bincount(phrase, searched["count"].to_numpy(), minlength=len(folded))
+
+
+def labels_of_mined(entropy: np.ndarray, config: VocabularyConfig) -> np.ndarray:
+    """Whether a mined phrase of this category entropy `[P]` may be a label, `[P] bool`."""
+    limit = config.max_category_entropy
+    generic = entropy > limit if limit is not None else np.zeros(len(entropy), bool)
+    return ~generic & config.mined_labels
 
 
 def phrase_vectors(
@@ -151,19 +183,24 @@ def label_space(
     kept: np.ndarray,
     vectors: np.ndarray,
     clusters: Clusters,
+    is_label: np.ndarray,
     config: PrepConfig,
 ) -> LabelSpace:
-    """What each phrase labels, by `config.label_space`; `place [P]` finds its canonical form in `kept`."""
+    """What each phrase labels, by `config.label_space`; `place [P]` finds its canonical form in `kept`.
+
+    Phrases that are not `is_label [P] bool` label nothing.
+    """
     if config.label_space != "multi_cluster":
         cluster = clusters.assignment[place]
         by_phrase = config.label_space == "phrases"
-        label = np.where(clusters.blocked[cluster], -1, kept[place] if by_phrase else cluster)
+        hidden = clusters.blocked[cluster] | ~is_label
+        label = np.where(hidden, -1, kept[place] if by_phrase else cluster)
         return one_label(label, phrases if by_phrase else clusters.names)
     live = np.flatnonzero(clusters.sizes)  # retired ids have no centre
     count = min(config.balance.nearest_clusters, len(live))
     index, cosine = nearest_several(vectors, clusters.centres[live], count)
     return soft_labels(
-        live[index][place],
+        np.where(is_label[:, None], live[index][place], -1),
         cosine[place],
         clusters.blocked,
         config.balance.temperature,
@@ -178,8 +215,9 @@ def fold_spellings(
     counts: scipy.sparse.csr_matrix,
     config: PrepConfig,
     folder: Path,
+    fixed: np.ndarray | None = None,
 ) -> np.ndarray:
-    """`[P] int32`: a frequent misspelling's correct form, itself for all others.
+    """`[P] int32`: a frequent misspelling's correct form, itself for all others, and for the `fixed [P] bool`.
 
     Near in spelling, far rarer, *and* used alike: "sofaa" stands where "sofa" does, "skirt" not where "shirt" does.
     """
@@ -187,7 +225,8 @@ def fold_spellings(
         return np.arange(len(phrases), dtype=np.int32)
     place = {phrase: i for i, phrase in enumerate(phrases)}
     known = {phrase: int(frequency[i]) for phrase, i in place.items() if frequency[i] > 0}
-    near = near_spellings(known, known, config.vocabulary)
+    free = known if fixed is None else {p: c for p, c in known.items() if not fixed[place[p]]}
+    near = near_spellings(free, known, config.vocabulary)
     pairs = [(place[form], place[target]) for form, target in near]
     alike = similar_use(counts, pairs, config, folder) if pairs else []
     limit = config.vocabulary.spelling_min_similarity
@@ -218,45 +257,55 @@ def similar_use(
     return found
 
 
+def canonical_languages(known: PhraseKnowledge) -> dict[str, int]:
+    """How many canonical phrases each language has, most first."""
+    kept = np.flatnonzero(known.table.canonical == np.arange(len(known.table.canonical)))
+    counts = Counter(known.vocabulary.column("language").take(pa.array(kept)).to_pylist())
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
 def phrase_languages(spoken: pa.Table, canonical: np.ndarray, default: str) -> list[str]:
     """The language that most of the sources are in which hold each phrase or a form of it, `[P]`.
 
     `default` where none of them has another; of equals the first by name.
     """
-    phrase = canonical[spoken["phrase_id"].to_numpy()].tolist()
-    total: dict[int, dict[str, int]] = {}
-    for index, language, count in zip(
-        phrase, spoken["language"].to_pylist(), spoken["count"].to_pylist(), strict=True
-    ):
-        if language != default:
-            known = total.setdefault(index, {})
-            known[language] = known.get(language, 0) + count
-    most = {i: min(known, key=lambda tag: (-known[tag], tag)) for i, known in total.items()}
-    return [most.get(int(i), default) for i in canonical]
+    names = sorted({*pc.unique(spoken["language"]).to_pylist(), default})
+    index = pc.index_in(spoken["language"], pa.array(names, pa.string())).to_numpy()
+    place = canonical[spoken["phrase_id"].to_numpy()].astype(np.int64)
+    rows = pa.table({"key": place << 32 | index, "count": spoken["count"]})
+    total = rows.group_by("key").aggregate([("count", "sum")])
+    key, count = total["key"].to_numpy(), total["count_sum"].to_numpy()
+    keys, _, main = sums_and_languages(key >> 32, key & 0xFFFFFFFF, count, names.index(default))
+    found = np.full(len(canonical), names.index(default))
+    found[keys] = main
+    return [names[i] for i in found[canonical].tolist()]
 
 
 def _vocabulary_table(
-    phrases: Sequence[str],
-    counts: Iterable[int],
-    misspellings: Mapping[str, str],
+    mined: Vocabulary,
     canonical: np.ndarray,
     idf: np.ndarray,
     languages: Sequence[str],
+    entropy: np.ndarray,
 ) -> pa.RecordBatch:
     """One row a surface form; `idf` is its canonical phrase's. Rare misspellings come last, without a count."""
-    place = {phrase: i for i, phrase in enumerate(phrases)}
+    misspellings = mined.misspellings
+    meant = set(misspellings.values())
+    place = {phrase: i for i, phrase in enumerate(mined.phrases) if phrase in meant}
     extra = sorted((form, target) for form, target in misspellings.items() if target in place)
-    forms = [*phrases, *(form for form, _ in extra)]
     target = np.concatenate([canonical, [canonical[place[t]] for _, t in extra]]).astype(np.int64)
-    frequency = [*counts, *(None for _ in extra)]
+    names = pa.array(mined.names, pa.string())
+    misspelled = pa.array([form for form, _ in extra], pa.string())
+    frequency = pa.array(mined.counts, mask=mined.counts < 0)
     return pa.RecordBatch.from_arrays(
         [
-            pa.array(range(len(forms)), pa.int32()),
-            pa.array(forms, pa.string()),
-            pa.array([phrases[i] for i in target], pa.string()),
-            pa.array([languages[i] for i in target], pa.string()),
-            pa.array(frequency, pa.int64()),
+            pa.array(np.arange(len(target)), pa.int32()),
+            pa.concat_arrays([names, misspelled]),
+            names.take(pa.array(target)),
+            pa.array(languages, pa.string()).take(pa.array(target)),
+            pa.concat_arrays([frequency, pa.nulls(len(extra), pa.int64())]),
             pa.array(idf[target], pa.float32()),
+            pa.array(entropy[target].astype(np.float32), mask=np.isnan(entropy[target])),
         ],
         schema=VOCABULARY_SCHEMA,
     )

@@ -7,34 +7,71 @@ import json
 import logging
 import platform
 import shutil
-import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 
-from data_prep import stages, vocabulary
-from data_prep.canonical import plural_pairs, rare_misspellings
+from data_prep import balance, stages
+from data_prep.categories import category_entropy, check_categories
 from data_prep.clusters import ACTIVE, STATUSES
-from data_prep.copies import check_sets, deduplicate
+from data_prep.copies import check_sets, copies_files, deduplicate
 from data_prep.engine import Engine
-from data_prep.finish import choose_examples, plan_shards, write_shard_metadata
+from data_prep.feature_table import FEATURES, SAMPLED
+from data_prep.finish import plan_shards, write_shard_metadata
+from data_prep.inputs import find_inputs, list_pieces, metadata_files
 from data_prep.language import load_model
-from data_prep.matching import PhraseTrie
-from data_prep.phrases import canonical_ids, check_cluster_inputs, describe_phrases
-from data_prep.privacy import blocklist_files, is_blocked, read_blocklist
+from data_prep.mining import Vocabulary, build_trie, load_given, mine_vocabulary
+from data_prep.phrases import (
+    PhraseKnowledge,
+    canonical_languages,
+    check_cluster_inputs,
+    describe_phrases,
+)
+from data_prep.privacy import blocklist_files, read_blocklist
+from data_prep.record_scorer import check_scorer
 from data_prep.report import write_report
+from data_prep.run_state import IDENTITY, LOCK, STEPS, RunState, lock_folder, write_text
+from data_prep.samples import draw_samples
 from data_prep.schema import PrepConfig
-from data_prep.sources import check_fields, find_inputs
+from data_prep.shown_labels import read_shown_labels
+from data_prep.sources import check_fields
 from data_prep.stages import Work
+from data_prep.stored import load, store
 from data_prep.tables import REJECTS, describe_tail, write_tables
 from data_prep.write import TableFile, digest_file
 from vitscale.errors import UserError
 
 log = logging.getLogger("vitscale.prep")
-PACKAGES = ("vitscale", "numpy", "scipy", "pyarrow", "pillow", "apache-beam", "array-record", "jax")
+PACKAGES = (
+    *("vitscale", "numpy", "scipy", "pyarrow", "pillow", "apache-beam", "array-record", "jax"),
+    *("py3langid", "snowballstemmer", "stop-words"),
+)
+# What each step writes, so that what a killed one left is removed before it runs again.
+READ_OUTPUTS = (
+    *("signatures", "images", "rejects-read"),
+    *(stages.REJECTED_RECORDS, stages.REPEATED),
+)
+COPIES_FOLDERS = (
+    *("evaluation", "vectors", "merged", "records", "rejects-copies", "sums/decisions.parquet"),
+    *(f"{what}-{kind}" for what in ("pairs", "crowded") for kind in ("exact", "near", "vectors")),
+)
+WORDS_OUTPUTS = ("words", "sums/word-counts.parquet", "sums/category-counts.parquet")
+MATCH_OUTPUTS = (
+    *("trie", "hits", "cooccurrence", "phrase-categories"),
+    *(f"sums/{name}-counts.parquet" for name in ("phrase", "language", "query")),
+)
+LABEL_OUTPUTS = (
+    *("annotations", "candidates", FEATURES, SAMPLED, "rejects-label"),
+    "sums/candidate-counts.parquet",
+)
+BALANCE_OUTPUTS = ("picked", "rejects-rare", "sums/label-counts.parquet")
+SHARDS_OUTPUTS = ("work/plans", "work/reencoded", "work/shards", "shards")
+SAMPLES_OUTPUTS = ("work/drawn", "work/shown")
 
 
 def run_prep(
@@ -49,11 +86,11 @@ def run_prep(
 
     Args:
       input: a file of records, or a folder of them.
-      runner: a Beam runner ("direct", "spark", "flink", "dataflow", or a class path), with its own `runner_options`.
+      runner: "direct", "pyspark", or a Beam runner (its name or class path), with its own `runner_options`.
         Its workers must see the input, the images and the output under the same paths.
     """
     input, output = Path(input), Path(output)
-    files = find_inputs(input)
+    files = find_inputs(input, config.input_split)
     for path in files:
         check_fields(config, path)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -65,83 +102,90 @@ def run_prep(
     check_sets(config)
     check_text_inputs(config)
     folder = output.with_name(output.name + ".tmp")
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    folder.mkdir(parents=True)
-    work = Work(folder / "work", Engine(runner, tuple(runner_options)), config)
-    _run(work, files, root.resolve(), folder)
-    shutil.rmtree(work.folder)
-    if output.exists():
-        output.rmdir()
-    folder.rename(output)
+    engine = Engine(runner, tuple(runner_options), folder / "work" / "shuffles")
+    work = Work(folder / "work", engine, config)
+    with lock_folder(folder):
+        inputs = digest_inputs(config, files)
+        state = RunState(folder, identity(config, inputs, root.resolve()))
+        _run(work, state, files, root.resolve(), folder, inputs)
+        clear(folder)
+        if output.exists():
+            output.rmdir()
+        folder.rename(output)
     log.info("wrote %s", output)
 
 
-def _run(work: Work, files: list[Path], root: Path, folder: Path) -> None:
-    """All stages in order. Each leaves its result in the work folder; finished tables go to `folder`."""
+def clear(folder: Path) -> None:
+    """Takes away what a finished run needs no more."""
+    (folder / IDENTITY).unlink()  # first: without it no other run takes the rest for its own
+    shutil.rmtree(folder / "work")
+    shutil.rmtree(folder / STEPS)
+    (folder / LOCK).unlink()
+
+
+def digest_inputs(config: PrepConfig, files: list[Path]) -> dict[str, str]:
+    """SHA-256 of every file that the result depends on, but image files and folders of evaluation sets."""
+    extra = check_cluster_inputs(config) + blocklist_files(config.privacy) + check_scorer(config)
+    extra += copies_files(config.dedup)
+    extra += [Path(config.vocabulary.given)] if config.vocabulary.given else []
+    return {str(path): digest_file(path) for path in [*files, *metadata_files(files), *extra]}
+
+
+def identity(config: PrepConfig, inputs: Mapping[str, str], root: Path) -> dict[str, object]:
+    """What a stopped run must have in common with the one that goes on from it."""
+    return {
+        "config": dataclasses.asdict(config),
+        "input": dict(inputs),
+        "image_root": str(root),
+        "versions": _versions(),
+    }
+
+
+def _run(
+    work: Work,
+    state: RunState,
+    files: list[Path],
+    root: Path,
+    folder: Path,
+    inputs: Mapping[str, str],
+) -> None:
+    """All steps in order. Each leaves its result in the work folder; finished tables go to `folder`."""
     config = work.config
-    clock = _Clock()
-    stages.read(work, files, root)
-    checked = stages.CHECKED if config.looks_for_copies else "records"
-    usable = sum(len(batch) for batch in work.parts(checked, ["id"]))
-    rejected = sum(len(batch) for batch in work.parts("rejects-read", ["id"]))
-    clock.done("read", f"{usable:,} records, {rejected:,} rejected")
-    _check_rejects(work, usable, rejected)
     described: dict[str, object] = {}
+    usable, rejected = _read(work, state, files, root)
+    accepted = usable
     if config.looks_for_copies:
-        described["copies"] = deduplicate(work)
-    accepted = sum(len(batch) for batch in work.parts("records", ["id"]))
-    clock.done("copies", f"{usable - accepted:,} records removed")
+        copies = state.run("copies", [f"work/{n}" for n in COPIES_FOLDERS], lambda: _copies(work))
+        described["copies"], accepted = copies["figures"], copies["kept"]
     if accepted == 0:
         raise UserError("every record is a copy of an image of an evaluation set; none is left.")
+    state.run("words", [f"work/{n}" for n in WORDS_OUTPUTS], lambda: _words(work))
 
-    stages.split_words(work)
-
-    mined, misspellings = mine_phrases(work, accepted)
-    clock.done("vocabulary", f"{len(mined):,} phrases, {len(misspellings):,} misspellings")
-    trie = PhraseTrie.build(list(mined), misspellings)
-    canonical = canonical_ids(
-        list(mined), plural_pairs(mined) if config.vocabulary.fold_plurals else []
-    )
-    stages.match(work, trie, canonical)
-    matched = work.sums("phrase-counts")
-    clock.done("match", f"{pc.sum(matched['count']).as_py() or 0:,} phrases in records")
-
-    known = describe_phrases(
-        mined,
-        misspellings,
-        canonical,
-        matched,
-        work.sums("language-counts"),
-        lambda: work.parts("cooccurrence"),
-        accepted,
-        config,
-        work / "matrices",
-    )
-    clock.done("cluster", f"{known.clusters.count(ACTIVE):,} clusters")
-    stages.label(work, known.table, known.labels)
-    frequency = stages.drop_rare_labels(work, len(known.labels.names))
-    tables = write_tables(work, known, frequency, folder)
-    labelled = tables["labels.parquet"].rows
-    clock.done("label", f"{labelled:,} records labelled")
+    found = state.run("vocabulary", ["work/vocabulary"], lambda: _vocabulary(work, state, accepted))
+    described["vocabulary"] = found
+    state.run("match", [f"work/{n}" for n in MATCH_OUTPUTS], lambda: _match(work))
+    state.run("cluster", ["work/matrices", "work/knowledge"], lambda: _cluster(work, accepted))
+    known = load(work / "knowledge", PhraseKnowledge)
+    state.run("label", [f"work/{n}" for n in LABEL_OUTPUTS], lambda: _label(work))
+    state.run("balance", [f"work/{n}" for n in BALANCE_OUTPUTS], lambda: _balance(work, known))
+    labelled = work.count("picked")
     _check_unlabelled(config, accepted, labelled)
+    frequency = balance.label_frequency(work.sums("label-counts"), len(known.labels.names))
 
-    plans = plan_shards(work, folder)
-    if plans:
-        (folder / "shards").mkdir()
-        stages.shard(work, folder / "shards", plans)
-        write_shard_metadata(work, folder, plans, known.labels.names)
-    examples = choose_examples(work, folder)
-    clock.done("shards", f"{len(plans):,} shards")
+    written = state.run("tables", [], lambda: write_tables(work, known, frequency, folder))
+    tables = {name: TableFile(name, **figures) for name, figures in written["files"].items()}
+    state.run("shards", SHARDS_OUTPUTS, lambda: _shards(work, known, folder))
+    drawn = state.run("samples", SAMPLES_OUTPUTS, lambda: _samples(work, folder, frequency))
+    tables |= {name: TableFile(name, **figures) for name, figures in drawn["files"].items()}
     counts = {
         "records": usable + rejected,
         "accepted": accepted,
-        "phrases": len(mined),
+        "phrases": len(known.table.phrases),
         "canonical_phrases": known.members.num_rows,
         "clusters": known.clusters.count(ACTIVE),
         "annotations": tables["annotations.parquet"].rows,
         "labelled": labelled,
     }
-    tables[examples.name] = examples
     described |= {
         "clusters": {
             **{status: known.clusters.count(status) for status in STATUSES},
@@ -150,47 +194,109 @@ def _run(work: Work, files: list[Path], root: Path, folder: Path) -> None:
         },
         # Those that images.reencode_side made smaller; all others are stored byte for byte.
         "reencoded_images": sum(b.column("images")[0].as_py() for b in work.parts("reencoded")),
-        "tail": describe_tail(folder, frequency, len(mined)),
+        "languages": canonical_languages(known),
+        "tail": describe_tail(folder, frequency, len(known.table.phrases)),
+        "seconds": state.seconds(),
+        "cpu_seconds": state.seconds("cpu_seconds"),
     }
-    _write_manifest(work, folder, files, counts, described, tables, clock.seconds)
+    _write_manifest(work, folder, inputs, counts, described, tables)
     write_report(folder)
-    clock.done("report", "report.html")
+
+
+def _read(work: Work, state: RunState, files: list[Path], root: Path) -> tuple[int, int]:
+    checked = stages.CHECKED if work.config.looks_for_copies else "records"
+
+    def read() -> dict[str, int]:
+        stages.read(work, list_pieces(files), root)
+        return {"records": work.count(checked), "rejected": work.count("rejects-read")}
+
+    found = state.run("read", [f"work/{n}" for n in (checked, *READ_OUTPUTS)], read)
+    try:
+        _check_rejects(work, found["records"], found["rejected"])
+    except UserError:
+        state.forget("read")  # the images may be mended, which the identity does not tell
+        raise
+    return found["records"], found["rejected"]
+
+
+def _copies(work: Work) -> dict[str, object]:
+    figures = deduplicate(work)
+    kept = work.count("records")
+    return {"kept": kept, "removed": work.count(stages.CHECKED) - kept, "figures": figures}
+
+
+def _words(work: Work) -> dict[str, int]:
+    stages.split_words(work)
+    if work.config.category_field:
+        stages.count_categories(work)
+        check_categories(work.sums("category-counts"), work.config.category_field)
+    return {"words": pc.count_distinct(work.sums("word-counts")["word"]).as_py()}
+
+
+def _vocabulary(work: Work, state: RunState, num_records: int) -> dict[str, object]:
+    mined = mine_vocabulary(work, state, num_records)
+    store(work / "vocabulary", mined)
+    return mined.figures()
+
+
+def _match(work: Work) -> dict[str, int]:
+    vocabulary = load(work / "vocabulary", Vocabulary)
+    store(work / "trie", build_trie(vocabulary))
+    stages.match(work, len(vocabulary.phrases))
+    return {"phrases_in_records": pc.sum(work.sums("phrase-counts")["count"]).as_py() or 0}
+
+
+def _cluster(work: Work, num_records: int) -> dict[str, int]:
+    spread = None
+    if work.config.category_field:
+        corpus = work.sums("category-counts")["count"].to_numpy()
+        spread = partial(category_entropy, lambda: work.parts("phrase-categories"), corpus)
+    known = describe_phrases(
+        load(work / "vocabulary", Vocabulary),
+        work.sums("phrase-counts"),
+        work.sums("language-counts"),
+        lambda: work.parts("cooccurrence"),
+        num_records,
+        work.config,
+        work / "matrices",
+        spread,
+        work.sums("query-counts") if work.config.has_queries else None,
+    )
+    store(work / "knowledge", known)
+    return {"clusters": known.clusters.count(ACTIVE)}
+
+
+def _label(work: Work) -> dict[str, int]:
+    stages.label(work)
+    return {"records_with_candidates": work.count("candidates")}
+
+
+def _balance(work: Work, known: PhraseKnowledge) -> dict[str, int]:
+    stages.drop_rare_labels(work, len(known.labels.names))
+    return {"records_labelled": work.count("picked")}
+
+
+def _shards(work: Work, known: PhraseKnowledge, folder: Path) -> dict[str, int]:
+    plans = plan_shards(work, folder)
+    if plans:
+        (folder / "shards").mkdir()
+        stages.shard(work, folder / "shards", plans)
+        write_shard_metadata(work, folder, plans, known.labels.names)
+    return {"shards": len(plans)}
+
+
+def _samples(work: Work, folder: Path, frequency: np.ndarray) -> dict[str, object]:
+    shown = read_shown_labels(folder, work.config.label_space, frequency)
+    written = draw_samples(work, folder, frequency, shown.every)
+    return {"files": {t.name: {"rows": t.rows, "sha256": t.sha256} for t in written}}
 
 
 def check_text_inputs(config: PrepConfig) -> None:
     """Loads what reading texts will want, so that what is missing is told first."""
     read_blocklist(config.privacy, config.text)
+    load_given(config)
     if config.language.identify:
         load_model(config.language.languages)
-
-
-def mine_phrases(work: Work, num_records: int) -> tuple[dict[str, int], dict[str, str]]:
-    """The phrases with their document frequencies, and the rare misspellings of their words."""
-    config = work.config.vocabulary
-    words = work.sums("word-counts")
-    word_counts = dict(zip(words["word"].to_pylist(), words["count"].to_pylist(), strict=True))
-    blocked = read_blocklist(work.config.privacy, work.config.text)
-    misspellings = {
-        form: target
-        for form, target in rare_misspellings(word_counts, config).items()
-        if not is_blocked(form, blocked)  # rare or not, it is no word of ours
-    }
-    frequent = vocabulary.frequent_words(words, misspellings, config)
-    counts, level = dict(frequent), frequent
-    for length in range(2, config.max_ngram + 1):
-        if not level:
-            break
-        trie = PhraseTrie.build(list(counts), misspellings)
-        sums = stages.count_ngrams(work, trie, length)
-        level = vocabulary.frequent_extensions(sums, list(counts), trie.words, config)
-        counts.update(level)
-    phrases = vocabulary.select_phrases(counts, num_records, config, blocked)
-    if not phrases:
-        raise UserError(
-            f"the text of {num_records} records has no phrase in "
-            f"vocabulary.min_document_frequency={config.min_document_frequency} of them."
-        )
-    return phrases, misspellings
 
 
 def _check_rejects(work: Work, accepted: int, rejected: int) -> None:
@@ -222,11 +328,10 @@ def _check_unlabelled(config: PrepConfig, accepted: int, labelled: int) -> None:
 def _write_manifest(
     work: Work,
     folder: Path,
-    files: list[Path],
+    inputs: Mapping[str, str],
     counts: dict[str, int],
     described: dict[str, object],
     tables: dict[str, TableFile],
-    seconds: dict[str, float],
 ) -> None:
     rejects: Counter[str] = Counter()
     for name in REJECTS:
@@ -235,21 +340,17 @@ def _write_manifest(
     for batch in work.parts("shards"):
         row = batch.to_pylist()[0]
         tables[f"shards/{row['name']}"] = TableFile(**row)
-    extra = check_cluster_inputs(work.config) + blocklist_files(work.config.privacy)
-    config = dataclasses.asdict(work.config)
     manifest = {
-        "config": config,
+        "config": dataclasses.asdict(work.config),
         "seed": work.config.seed,
-        "input": {str(path): {"sha256": digest_file(path)} for path in [*files, *extra]},
+        "input": {path: {"sha256": digest} for path, digest in inputs.items()},
         "counts": counts,
         "rejects": dict(sorted(rejects.items())),
         **described,
         "files": {name: {"rows": t.rows, "sha256": t.sha256} for name, t in sorted(tables.items())},
         "versions": {"python": platform.python_version(), **_versions()},
-        "seconds": seconds,
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def _versions() -> dict[str, str]:
@@ -260,17 +361,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-class _Clock:
-    """Logs each stage when it ends, with the seconds it took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def done(self, stage: str, what: str) -> None:
-        now = time.monotonic()
-        self.seconds[stage] = round(now - self._last, 3)
-        self._last = now
-        log.info("%s: %s (%.1f s)", stage, what, self.seconds[stage])

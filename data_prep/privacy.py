@@ -10,8 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_prep.canonical import singular_phrases
+from data_prep.characters import AT, BRACKET, COMPLEX, ENTITY, replace, scan
 from data_prep.matching import list_offsets
 from data_prep.schema_text import PrivacyConfig, TextConfig
+from data_prep.spellings import string_buffers
 from data_prep.text import SEPARATOR, join_texts, remove_invisible, resolve_entities, tokenize
 from vitscale.errors import UserError
 
@@ -24,7 +26,8 @@ _EMAIL_IN_WORDS = re.compile(  # name (at) example [dot] com
     re.IGNORECASE,
 )
 _HANDLE = re.compile(r"(?<![\w@])@\w[\w.-]*+(?:@[\w.-]++)*+")
-_PHONE = re.compile(r"(?<!\d)[+(]{0,2}\d(?:[\s().\-‐-―/·]{0,3}\d){6,}+")
+PHONE_DIGITS = 7
+_PHONE = re.compile(rf"(?<!\d)[+(]{{0,2}}\d(?:[\s().\-‐-―/·]{{0,3}}\d){{{PHONE_DIGITS - 1},}}+")
 HIDDEN_NAME = "(blocked)"
 
 
@@ -57,13 +60,22 @@ def redact(texts: Sequence[str], config: PrivacyConfig) -> list[str]:
     return [text if before == after else after for text, before, after in parts]
 
 
+def redact_texts(texts: pa.Array, config: PrivacyConfig) -> pa.Array:
+    """`redact` of a column of texts; only those that may hold anything to remove are looked at."""
+    told, digits = scan(*string_buffers(texts))
+    chosen = told & (COMPLEX | AT | BRACKET | ENTITY) != 0
+    chosen |= digits >= PHONE_DIGITS
+    suspects = texts.filter(pa.array(chosen)).to_pylist()
+    return replace(texts, chosen, pa.array(redact(suspects, config), pa.string()))
+
+
 def redact_batch(batch: pa.RecordBatch, config: PrivacyConfig) -> pa.RecordBatch:
     """A `RECORD_SCHEMA` batch with redacted texts."""
     texts = batch.column("texts")
     items = texts.flatten()
     fields = [items.field(field.name) for field in items.type]
     place = items.type.get_field_index("text")
-    fields[place] = pa.array(redact(fields[place].to_pylist(), config), pa.string())
+    fields[place] = redact_texts(fields[place], config)
     structs = pa.StructArray.from_arrays(fields, fields=list(items.type))
     lists = pa.ListArray.from_arrays(pa.array(list_offsets(texts), pa.int32()), structs)
     column = batch.schema.get_field_index("texts")

@@ -1,130 +1,57 @@
-"""The label-quality report of a prep folder: one HTML file that opens offline.
-
-`prep_summary` reads everything from the finished tables, so other reports can show the same pieces.
-"""
+"""The report of a prep folder for the person who signs the data off: one HTML file that opens offline."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections import Counter, defaultdict
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from PIL import Image
+from markupsafe import Markup, escape
+from PIL import Image, ImageOps
+
+from data_prep.judge import estimate_precision, read_judgements
+from data_prep.run_state import write_text
+from data_prep.summary import PrepExample, PrepSummary, prep_summary
 
 TEMPLATES = Path(__file__).parent / "templates"
-RARE_BELOW = 20  # images a label, below which it is counted as rare
-CLUSTERS_SHOWN, PHRASES_SHOWN = 25, 12
 THUMBNAIL = 176  # pixels: twice the size on the page
+MOST_CHARACTERS = 400  # of a text on the page
+WRONG_SHOWN = 24  # judged pairs
 
 
-@dataclass(frozen=True)
-class PhraseEvidence:
-    """A phrase behind a label, and the sources that hold it."""
+def write_report(folder: Path, judgements: Path | None = None) -> None:
+    """Writes `report.html` of a prep folder, from nothing but its tables.
 
-    phrase: str
-    score: float
-    sources: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class DerivedLabel:
-    """A label of an image; `score` is 0..1, `phrases` best first."""
-
-    name: str
-    score: float
-    phrases: tuple[PhraseEvidence, ...]
-
-
-@dataclass(frozen=True)
-class PrepExample:
-    """One labelled record. `image` holds the encoded bytes; `texts` the raw texts of each source."""
-
-    id: str
-    image: bytes | None
-    texts: dict[str, tuple[str, ...]]
-    labels: tuple[DerivedLabel, ...]
-
-
-@dataclass(frozen=True)
-class ClusterSummary:
-    name: str
-    images: int
-    phrases: tuple[str, ...]  # most frequent first
-    more: int  # phrases that are not listed
-
-
-@dataclass(frozen=True)
-class PrepSummary:
-    """What a person needs to see of a prep folder."""
-
-    counts: dict[str, int]
-    rejects: dict[str, int]  # by reason
-    tail_before: np.ndarray  # [phrases] int64: images of each phrase, falling
-    tail_after: np.ndarray  # [labels] int64: images of each picked label, falling
-    tail: dict[str, Any]  # head, torso and tail as in the manifest (data_prep.tables.describe_tail)
-    examples: tuple[PrepExample, ...]
-    clusters: tuple[ClusterSummary, ...]
-    rare_below: int = RARE_BELOW
-
-    @property
-    def rare_before(self) -> int:
-        return int((self.tail_before < self.rare_below).sum())
-
-    @property
-    def rare_after(self) -> int:
-        return int((self.tail_after < self.rare_below).sum())
-
-
-def prep_summary(folder: Path) -> PrepSummary:
-    """Reads the summary of a finished (or finishing) prep folder. Keeps no table but counts in memory."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    before = _count(folder / "annotations.parquet", "phrase_id")
-    after = _count(folder / "labels.parquet", "labels")
-    clusters = pq.read_table(folder / "clusters.parquet")
-    names = pq.read_table(folder / "cluster_names.parquet")["name"].to_pylist()
-    vocabulary = pq.read_table(folder / "vocabulary.parquet", columns=["phrase_id", "phrase"])
-    phrases = dict(zip(*(vocabulary[n].to_pylist() for n in ("phrase_id", "phrase")), strict=True))
-    cluster_of = dict(
-        zip(*(clusters[n].to_pylist() for n in ("phrase_id", "cluster_id")), strict=True)
+    Args:
+      judgements: a filled-in CSV of `vitscale prep judge-sample`; with it the report tells the estimated precision.
+    """
+    summary = prep_summary(folder)
+    judged = None if judgements is None else read_judgements(judgements)
+    page = (
+        _environment()
+        .get_template("prep_report.html.j2")
+        .render(
+            summary=summary,
+            manifest=summary.manifest,
+            config=json.dumps(summary.manifest["config"], indent=1, ensure_ascii=False),
+            tail_svg=Markup(tail_plot(summary)),
+            # None: no CSV, or one in which no label is judged.
+            estimate=None if judged is None else estimate_precision(judged),
+            wrong=[] if judged is None else wrong_labels(judged.to_pylist()),
+        )
     )
-    by_phrase = manifest["config"]["label_space"] == "phrases"
-    label_of = {phrase: phrase for phrase in cluster_of} if by_phrase else cluster_of
-    labels_of = {phrase: [label] for phrase, label in label_of.items()}
-    if manifest["config"]["label_space"] == "multi_cluster":
-        soft = pq.read_table(folder / "soft_labels.parquet", columns=["phrase_id", "cluster_id"])
-        labels_of = defaultdict(list)
-        for row in soft.to_pylist():
-            labels_of[row["phrase_id"]].append(row["cluster_id"])
-    label_names = phrases if by_phrase else dict(enumerate(names))
-    members: dict[int, list[int]] = defaultdict(list)
-    for phrase in sorted(label_of, key=lambda p: -before[p]):
-        members[label_of[phrase]].append(phrase)
-    return PrepSummary(
-        counts=manifest["counts"],
-        rejects=manifest["rejects"],
-        tail_before=np.array(sorted(before.values(), reverse=True), np.int64),
-        tail_after=np.array(sorted(after.values(), reverse=True), np.int64),
-        tail=manifest["tail"],
-        examples=_examples(folder, labels_of, label_names),
-        clusters=tuple(
-            ClusterSummary(
-                label_names[label],
-                images,
-                tuple(phrases[p] for p in members[label][:PHRASES_SHOWN]),
-                max(len(members[label]) - PHRASES_SHOWN, 0),
-            )
-            for label, images in after.most_common(CLUSTERS_SHOWN)
-        ),
-    )
+    write_text(folder / "report.html", page)
+
+
+def wrong_labels(judged: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first labels that were judged to be wrong."""
+    return [row for row in judged if row["labelled"] and not row["correct"]][:WRONG_SHOWN]
 
 
 def tail_plot(summary: PrepSummary) -> str:
@@ -148,8 +75,11 @@ def tail_plot(summary: PrepSummary) -> str:
 
 def svg_of(figure: Any) -> str:
     """A matplotlib figure as inline SVG: transparent, its black drawn in the page's text colour."""
+    from matplotlib import rc_context
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "vitscale"}):  # else its ids differ from run to run
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace("#000000", "currentColor")
     # Text without a fill of its own is drawn black whatever the page says.
@@ -159,65 +89,47 @@ def svg_of(figure: Any) -> str:
 def thumbnail(data: bytes, size: int = THUMBNAIL) -> str:
     """Encoded image bytes as a data URI of at most `size` pixels a side. The image was checked on the way in."""
     with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
+        small = ImageOps.exif_transpose(image).convert("RGB")
         small.thumbnail((size, size))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def write_report(folder: Path) -> None:
-    """Writes `report.html` of a prep folder."""
-    summary = prep_summary(folder)
+def shorten(text: str, most: int = MOST_CHARACTERS) -> str:
+    """A text for the page, cut where it is longer than `most` characters."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def marked(text: str, example: PrepExample) -> Markup:
+    """A text, escaped and cut, in which the phrases behind the example's labels are marked where they stand as such."""
+    phrases = {phrase.phrase for label in example.labels for phrase in label.phrases}
+    words = [r"\W+".join(map(re.escape, phrase.split())) for phrase in sorted(phrases, key=len)]
+    text = shorten(text)
+    if not words:
+        return escape(text)
+    found = re.compile(rf"\b(?:{'|'.join(reversed(words))})(?:e?s)?\b", re.IGNORECASE)
+    page, done = Markup(), 0
+    for match in found.finditer(text):
+        page += escape(text[done : match.start()]) + Markup("<mark>{}</mark>").format(match[0])
+        done = match.end()
+    return page + escape(text[done:])
+
+
+def _environment() -> jinja2.Environment:
     # Text of the records is untrusted: escaped everywhere but in the plot, which holds none.
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
-    template = environment.get_template("prep_report.html.j2")
-    page = template.render(summary=summary, tail_svg=tail_plot(summary), thumbnail=thumbnail)
-    (folder / "report.html").write_text(page, encoding="utf-8")
-
-
-def _examples(
-    folder: Path, labels_of: dict[int, list[int]], names: dict[int, str]
-) -> tuple[PrepExample, ...]:
-    chosen = pq.read_table(folder / "examples.parquet").to_pylist()
-    ids = pa.array([row["id"] for row in chosen], pa.string())
-    evidence: dict[tuple[str, int], list[PhraseEvidence]] = defaultdict(list)
-    for row in _rows_of(folder / "annotations.parquet", ids):
-        found = PhraseEvidence(row["phrase"], row["score"], tuple(row["sources"]))
-        for label in labels_of[row["phrase_id"]]:
-            evidence[row["id"], label].append(found)
-    labels: dict[str, tuple[DerivedLabel, ...]] = {}
-    for row in _rows_of(folder / "labels.parquet", ids):
-        pairs = zip(row["labels"], row["weights"], strict=True)
-        labels[row["id"]] = tuple(
-            DerivedLabel(names[i], weight, tuple(evidence[row["id"], i])) for i, weight in pairs
-        )
-    examples = []
-    for row in chosen:
-        texts: dict[str, list[str]] = defaultdict(list)
-        for source, text in zip(row["sources"], row["texts"], strict=True):
-            texts[source].append(text)
-        frozen = {source: tuple(items) for source, items in texts.items()}
-        examples.append(PrepExample(row["id"], row["image"], frozen, labels[row["id"]]))
-    return tuple(examples)
-
-
-def _rows_of(path: Path, ids: pa.Array) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for batch in pq.ParquetFile(path).iter_batches():
-        rows += batch.filter(pc.is_in(batch.column("id"), value_set=ids)).to_pylist()
-    return rows
-
-
-def _count(path: Path, column: str) -> Counter[int]:
-    """How many rows hold each value of an integer or list column."""
-    counts: Counter[int] = Counter()
-    for batch in pq.ParquetFile(path).iter_batches(columns=[column]):
-        values = batch.column(0)
-        values = values.flatten() if pa.types.is_list(values.type) else values
-        unique = values.value_counts()
-        for value, count in zip(
-            unique.field("values").to_pylist(), unique.field("counts").to_pylist(), strict=True
-        ):
-            counts[value] += count
-    return counts
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "count": "{:,}".format,
+        "percent": lambda share: f"{100 * share:.1f} %",
+        "thumbnail": thumbnail,
+        "shorten": shorten,
+        "marked": marked,
+    }
+    return environment

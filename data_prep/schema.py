@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,24 +14,58 @@ from vitscale.errors import UserError
 # --8<-- [start:schema]
 @dataclass(frozen=True)
 class VocabularyConfig:
-    """Which word sequences of the corpus become phrases, and which forms are one phrase."""
+    """Which phrases are looked for: given ones, word sequences of the corpus, or both; and which forms are one."""
 
+    given: str = ""  # file of phrases with synonyms (data_prep.given); they stay however rare
+    # a form that two given phrases claim. error: told; drop: nobody's, unless it is one's own words;
+    # first: of the first in the file
+    ambiguous: Literal["error", "drop", "first"] = "error"
+    mine: bool | None = None  # phrases of the corpus; None: where no vocabulary is given
+    mined_labels: bool = True  # False: mined phrases beside given ones are evidence, no labels
     min_document_frequency: int = 5  # records that hold the phrase
     max_document_fraction: float = 0.5  # a phrase in more of the records says nothing
     max_ngram: int = 6  # words a phrase
     max_phrases: int = 100_000  # the most frequent are kept
+    max_phrases_per_language: int | None = None  # so that a small language is not crowded out
     # collocation score of longer phrases, -1..1: "dining table", not "table in"
     min_npmi: float = 0.3
     # drop a phrase when this share of it lies inside one longer phrase
     fragment_fraction: float = 0.9
-    stop_words: tuple[str, ...] = ()  # besides the built-in English ones: no part of phrases
-    inner_stop_words: tuple[str, ...] = ("of",)  # those that a phrase may have between its words
+    stop_words: tuple[str, ...] = ()  # besides the built-in ones: no part of phrases
+    language_stop_words: bool = True  # of the phrase's language (stop-words), besides English ones
+    # those that a phrase may have between its words
+    inner_stop_words: tuple[str, ...] = ("of", "de", "du", "des", "del", "di", "da")
     stop_phrases: tuple[str, ...] = ()  # never a phrase
     fold_plurals: bool = True  # "sofas" -> "sofa" where both are frequent
     spelling_ratio: float = 10.0  # fold a word into one this many times as frequent; 0: never
     spelling_min_length: int = 4  # letters; two edits are allowed from twice this length
     spelling_min_similarity: float = 0.5  # of use, that a *frequent* near-spelling must reach
     overlap: Literal["longest", "all"] = "longest"  # "coffee table" hides the "table" within it
+    # 0..1 (data_prep.categories): a mined phrase spread more evenly over the categories of
+    # PrepConfig.category_field ("new", "sale") is no label; None: all may be
+    max_category_entropy: float | None = None
+
+    @property
+    def mines(self) -> bool:
+        return not self.given if self.mine is None else self.mine
+
+    def __post_init__(self) -> None:
+        if not self.mines and not self.given:
+            raise UserError("vocabulary.mine=False needs vocabulary.given, the file of phrases.")
+        if not self.mined_labels and not (self.given and self.mines):
+            raise UserError(
+                "vocabulary.mined_labels=False needs vocabulary.given and vocabulary.mine=True: "
+                "there would be no labels, or nothing mined."
+            )
+        for name in ("min_document_frequency", "max_phrases", "max_phrases_per_language"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"vocabulary.{name}={value} must be at least 1.")
+        entropy = self.max_category_entropy
+        if entropy is not None and not 0.0 < entropy <= 1.0:
+            raise UserError(
+                f"vocabulary.max_category_entropy={entropy} must be above 0, at most 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -104,13 +139,35 @@ class BalanceConfig:
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """score = noisy-or of the sources * specificity * idf (see data_prep.scoring)."""
+    """score = noisy-or of the sources * specificity * idf (see data_prep.scoring), or what a fitted scorer says."""
 
+    scorer: str = ""  # folder that `vitscale prep fit-scorer` wrote; default: the formula
     support_power: float = 0.5  # of the share of a list's weight whose items hold the phrase
     idf_scale: float = 1.0  # idf at which the factor saturates at 1
     specificity_scale: float = 0.1  # nats of context divergence at which the factor is 1/2
     min_score: float = 0.5  # a label needs this
+    min_scores: Mapping[str, float] = field(default_factory=dict)  # ... or this, by language
     relative_min_score: float = 0.5  # ... and this share of the image's best score
+    min_annotation_score: float = 0.0  # annotations.parquet lists phrases that score this or more
+    # records whose pairs are in features.parquet, to judge and to fit on; 0: none, -1: all
+    keep_features: int = 2000
+
+    def __post_init__(self) -> None:
+        named = {"min_score": self.min_score, "min_annotation_score": self.min_annotation_score}
+        named |= {f"min_scores.{language}": least for language, least in self.min_scores.items()}
+        for name, least in named.items():
+            if not 0.0 <= least <= 1.0:
+                raise UserError(f"scoring.{name}={least} must be between 0 and 1.")
+        lowest = min(self.min_score, *self.min_scores.values(), 1.0)
+        if self.min_annotation_score > lowest:
+            raise UserError(
+                f"scoring.min_annotation_score={self.min_annotation_score} is above the least score of "
+                f"a label, {lowest}: labels would have no provenance."
+            )
+        if self.keep_features < -1:
+            raise UserError(
+                f"scoring.keep_features={self.keep_features} must be 0 or more records, or -1 for all."
+            )
 
 
 @dataclass(frozen=True)
@@ -127,8 +184,10 @@ class PrepConfig:
 
     sources: tuple[TextSourceConfig, ...]
     id_field: str = "id"
+    input_split: str = ""  # of an input that TFDS prepared; may be "" where it has but one
     image_field: str | None = "image"  # a path or bytes; None: text only, labels without shards
     image_root: str | None = None  # folder that image paths start from; default: the input's folder
+    category_field: str = ""  # of the catalogue, such as a department; tells generic phrases apart
     text: TextConfig = field(default_factory=TextConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
@@ -150,8 +209,13 @@ class PrepConfig:
     max_reject_fraction: float = 0.01  # of broken records and images; more is an error
     # of records without text or without labels; more is an error
     max_unlabelled_fraction: float = 0.5
-    report_examples: int = 20
+    report_examples: int = 50
     seed: int = 0
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether a source says what people searched for."""
+        return any(source.role == "query" for source in self.sources)
 
     @property
     def looks_for_copies(self) -> bool:
@@ -170,6 +234,8 @@ class PrepConfig:
                 raise UserError(
                     f"sources: {name!r} is named twice; every source needs its own name."
                 )
+        if self.vocabulary.max_category_entropy is not None and not self.category_field:
+            raise UserError("vocabulary.max_category_entropy needs category_field.")
         if not 1 <= self.vocabulary.max_ngram <= 6:
             raise UserError(
                 f"vocabulary.max_ngram={self.vocabulary.max_ngram} must be between 1 and 6 words."

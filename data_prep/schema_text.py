@@ -30,6 +30,8 @@ class TextSourceConfig:
     weight_power: float = 0.5  # counts: weight = value ** power (damps popular items)
     language_field: str = ""  # of the record: BCP 47 tag of the source's texts; default: identified
     separator: str = "|"  # between the items of a list that is one CSV cell
+    # query: people searched with it; the records whose queries hold a phrase are its query frequency
+    role: Literal["text", "query"] = "text"
     prior: float = 0.5  # probability that a phrase seen in this source alone describes the image
 
     @property

@@ -1,4 +1,4 @@
-"""Reads the input into Arrow record batches of one schema, whatever its format.
+"""The input's rows as Arrow record batches of one schema.
 
 Every batch has `RECORD_SCHEMA`; a record that cannot be read as configured has a non-empty
 `problem` and is rejected by the next stage, never dropped here.
@@ -6,18 +6,14 @@ Every batch has `RECORD_SCHEMA`; a record that cannot be read as configured has 
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
-import sys
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from data_prep.inputs import Piece, RowPlace, column_names, iterate_rows
 from data_prep.schema import PrepConfig, TextSourceConfig
 from data_prep.text_forms import hashtag_texts, path_words
 from vitscale.errors import UserError
@@ -36,50 +32,17 @@ RECORD_SCHEMA = pa.schema(
         ("image_path", pa.string()),  # as the record has it; one of the two or none is set
         ("image_bytes", pa.binary()),
         ("group", pa.string()),  # records of one group share their split
+        ("category", pa.string()),  # of the catalogue; null without a category_field
         ("texts", pa.list_(TEXT_TYPE)),  # every non-empty text, with the index of its source
         ("problem", pa.string()),  # why the record cannot be used; null: it can
     ]
 )
-FORMATS = {
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".json.gz": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".csv.gz": "csv",
-    ".parquet": "parquet",
-}
 SNIFFED_RECORDS = 1000  # in which a configured field must appear once
-
-
-def find_inputs(path: Path) -> list[Path]:
-    """The input's files in order: the file itself, or all files of a known format in a folder."""
-    if not path.exists():
-        raise UserError(f"input {path} does not exist.")
-    if path.is_file():
-        file_format(path)
-        return [path]
-    files = sorted(p for p in path.iterdir() if p.is_file() and _format_of(p) is not None)
-    if not files:
-        raise UserError(f"input folder {path} holds no file that ends in {', '.join(FORMATS)}.")
-    return files
-
-
-def file_format(path: Path) -> str:
-    found = _format_of(path)
-    if found is None:
-        raise UserError(
-            f"input {path} is of an unknown format: supported are {', '.join(FORMATS)} "
-            "(WebDataset tars and TFDS names are not read yet)."
-        )
-    return found
 
 
 def check_fields(config: PrepConfig, path: Path) -> None:
     """Raises `UserError` when the file is empty or a configured field is in none of its records."""
-    known: dict[str, None] = {}
-    if file_format(path) == "parquet":
-        known = dict.fromkeys(_open_parquet(path).schema_arrow.names)
+    known = dict.fromkeys(column_names(path))
     count = 0
     for _, row in iterate_rows(path, SNIFFED_RECORDS):
         known.update(dict.fromkeys(row))
@@ -96,16 +59,17 @@ def check_fields(config: PrepConfig, path: Path) -> None:
 def configured_fields(config: PrepConfig) -> list[str]:
     fields = [config.id_field]
     fields += [name for source in config.sources for name in source.input_fields]
-    fields += [name for name in (config.image_field, config.split.group_field) if name]
+    others = (config.image_field, config.split.group_field, config.category_field)
+    fields += [name for name in others if name]
     return list(dict.fromkeys(fields))
 
 
-def read_batches(config: PrepConfig, path: Path) -> Iterator[pa.RecordBatch]:
+def read_batches(config: PrepConfig, file: Path | Piece) -> Iterator[pa.RecordBatch]:
     """Streams the file as record batches of `config.batch_rows` rows in `RECORD_SCHEMA`."""
     fields = configured_fields(config)
     records: list[dict[str, Any]] = []
-    for place, row in iterate_rows(path, config.batch_rows, fields):
-        records.append(to_record(config, row, f"{path.name}:{place}"))
+    for place, row in iterate_rows(file, config.batch_rows, fields):
+        records.append(to_record(config, row, RowPlace(file.name, place)))
         if len(records) == config.batch_rows:
             yield pa.RecordBatch.from_pylist(records, schema=RECORD_SCHEMA)
             records = []
@@ -113,16 +77,17 @@ def read_batches(config: PrepConfig, path: Path) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_pylist(records, schema=RECORD_SCHEMA)
 
 
-def to_record(config: PrepConfig, row: Mapping[str, Any], place: str) -> dict[str, Any]:
+def to_record(config: PrepConfig, row: Mapping[str, Any], place: object) -> dict[str, Any]:
     """One input row as a row of `RECORD_SCHEMA`; a row without id gets `place` for its id."""
     raw_id = row.get(config.id_field)
     record: dict[str, Any] = {"id": "" if raw_id is None else _clean(raw_id), "texts": []}
     try:
         if not record["id"]:
-            record["id"] = place
+            record["id"] = str(place)
             raise ValueError("record has no id")
         group = row.get(config.split.group_field) if config.split.group_field else None
         record["group"] = record["id"] if group is None else _clean(group)
+        record["category"] = read_category(config, row)
         if config.image_field:
             record.update(image_value(row.get(config.image_field)))
         for index, source in enumerate(config.sources):
@@ -158,88 +123,20 @@ def read_texts(source: TextSourceConfig, row: Mapping[str, Any]) -> list[tuple[s
     return texts
 
 
+def read_category(config: PrepConfig, row: Mapping[str, Any]) -> str | None:
+    """The record's category, None where it has none; a wrong type raises ValueError."""
+    value = row.get(config.category_field) if config.category_field else None
+    if value is None:
+        return None
+    if not isinstance(value, (str, int)):
+        raise ValueError(f"field {config.category_field!r} should be one category")
+    return _clean(value).strip() or None
+
+
 def read_language(source: TextSourceConfig, row: Mapping[str, Any]) -> str | None:
     """The language that the record says its text is in."""
     value = row.get(source.language_field) if source.language_field else None
     return _clean(value).strip() or None if value is not None else None
-
-
-def iterate_rows(
-    path: Path, batch_rows: int, columns: list[str] | None = None
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line or row number from 1, row as a mapping). A file that cannot be read is a `UserError`."""
-    kind = file_format(path)
-    try:
-        if kind == "jsonl":
-            yield from _iterate_jsonl(path)
-        elif kind == "csv":
-            yield from _iterate_csv(path)
-        else:
-            yield from _iterate_parquet(path, batch_rows, columns)
-    except UnicodeDecodeError as error:
-        raise UserError(f"input {path} is not valid UTF-8: {error.reason}.") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"input {path} is not a whole gzip file: {error}.") from error
-    except (pa.ArrowException, OSError, csv.Error) as error:  # pages that are damaged raise OSError
-        raise UserError(f"input {path} cannot be read: {error}.") from error
-
-
-def _iterate_jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with _open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"input {path}, line {number}: not JSON ({error.msg}, column {error.colno})."
-                ) from error
-            if not isinstance(row, dict):
-                raise UserError(f"input {path}, line {number}: a record must be a JSON object.")
-            yield number, row
-
-
-def _iterate_csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long description
-    with _open_text(path) as file:
-        reader = csv.DictReader(file, strict=True)  # else an open quote swallows the rest
-        for row in reader:
-            if None in row or any(value is None for value in row.values()):
-                raise UserError(
-                    f"input {path}, line {reader.line_num}: the row does not have the "
-                    f"{len(reader.fieldnames or ())} cells of the header."
-                )
-            # An empty cell is the only way that a CSV can say "nothing".
-            yield reader.line_num, {key: value or None for key, value in row.items()}
-
-
-def _iterate_parquet(
-    path: Path, batch_rows: int, columns: list[str] | None
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    file = _open_parquet(path)
-    number = 0
-    for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
-
-
-def _open_parquet(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"input {path} is not a Parquet file: {error}.") from error
-
-
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return open(path, encoding="utf-8", newline="")
-
-
-def _format_of(path: Path) -> str | None:
-    return next((kind for suffix, kind in FORMATS.items() if path.name.endswith(suffix)), None)
 
 
 def _clean(value: Any) -> str:

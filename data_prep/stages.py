@@ -4,8 +4,9 @@
     copies  checked/ -> records/, rejects-copies/ (data_prep.copies)
     words   records/ -> words/, sums/word-counts
     count   words/ -> sums/ngrams-<n>
-    match   words/ -> hits/, cooccurrence/, sums/phrase-counts, sums/language-counts
-    label   hits/, records/ -> annotations/, candidates/, rejects-label/, sums/candidate-counts
+    match   words/ -> hits/, cooccurrence/, sums/phrase-counts, sums/language-counts,
+            sums/query-counts
+    label   hits/, records/ -> annotations/, candidates/, features/, sampled/, rejects-label/, sums/candidate-counts
     balance candidates/ -> picked/, rejects-rare/, sums/label-counts
     shard   plans/ -> the shards
 
@@ -14,16 +15,17 @@ What each stage does to a batch is a pure function of another module; here they 
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from data_prep import balance, candidates, scoring, vocabulary
+from data_prep import balance, candidates, categories, scoring, unique_ids, vocabulary
 from data_prep.engine import (
     Engine,
     ReadParts,
@@ -33,25 +35,45 @@ from data_prep.engine import (
     sum_to_file,
     sum_to_parts,
 )
+from data_prep.feature_table import FEATURES, SAMPLED, drawn_rows, hash_limit, sampled_rows
 from data_prep.images import REJECTS_SCHEMA, check_batch, reencode
+from data_prep.inputs import Piece
 from data_prep.label_space import LabelSpace
 from data_prep.language import identify_batch
 from data_prep.matching import PhraseTrie
 from data_prep.privacy import redact_batch
+from data_prep.record_scorer import RecordScorer
 from data_prep.schema import PrepConfig
 from data_prep.scoring import PhraseTable
 from data_prep.sources import read_batches
+from data_prep.stored import load
 from data_prep.write import list_parts, read_part, write_example_shard, write_part
-from vitscale.errors import UserError
 
 COOCCURRENCE_PARTS = 16  # that pairs of phrases are counted in
-ID_BUCKETS = 16  # groups of ids that are checked for duplicates together
 PHRASE_COUNTS_SCHEMA = pa.schema([("phrase_id", pa.int32()), ("count", pa.int64())])
 LANGUAGE_COUNTS_SCHEMA = pa.schema(
     [("phrase_id", pa.int32()), ("language", pa.string()), ("count", pa.int64())]
 )
 COUNT, ACCEPTED, REJECTED = "count", "accepted", "rejected"
 CHECKED = "checked"  # parts of records whose copies are still among them
+REPEATED = "repeated-ids"  # hashes that more than one id has
+REJECTED_RECORDS = "rejected"  # parts of the records that could not be used, for the report
+
+
+class Loaded:
+    """A function that is loaded where it first runs, so that its state never travels with the pipeline."""
+
+    def __init__(self, load_function: Callable[[], Callable[..., Any]]) -> None:
+        self._load = load_function
+        self._function: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._function is None:
+            self._function = self._load()
+        return self._function(*arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Loaded, (self._load,)
 
 
 @dataclass(frozen=True)
@@ -68,13 +90,18 @@ class Work:
     def sums(self, name: str) -> pa.Table:
         return pa.Table.from_batches([read_part(self / "sums", name)])
 
+    def count(self, name: str) -> int:
+        """Rows of all parts of a stage."""
+        paths = ((self / name / f"{part}.parquet") for part in list_parts(self / name))
+        return sum(pq.read_metadata(path).num_rows for path in paths)
+
     def parts(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The parts of a stage one by one, in the order of the input."""
         for part in list_parts(self / name):
             yield read_part(self / name, part, columns)
 
 
-def read(work: Work, files: list[Path], image_root: Path) -> None:
+def read(work: Work, pieces: Sequence[Piece], image_root: Path) -> None:
     """Reads and checks the input, without personal data in its texts; every reject is written with its reason.
 
     The records go to checked/, or straight to records/ where no copies are looked for.
@@ -83,25 +110,26 @@ def read(work: Work, files: list[Path], image_root: Path) -> None:
     target = work / (CHECKED if config.looks_for_copies else "records")
 
     def open_file(config: PrepConfig) -> Callable[..., Iterator[tuple[str, pa.RecordBatch]]]:
-        def read_file(index: int, path: Path) -> Iterator[tuple[str, pa.RecordBatch]]:
-            for number, batch in enumerate(read_batches(config, path)):
+        def read_piece(index: int, piece: Piece) -> Iterator[tuple[str, pa.RecordBatch]]:
+            for number, batch in enumerate(read_batches(config, piece)):
                 redacted = redact_batch(batch, config.privacy)
-                yield f"{index:05d}-{number:07d}", identify_batch(redacted, config.language)
+                yield f"{index:07d}-{number:07d}", identify_batch(redacted, config.language)
 
-        return read_file
+        return read_piece
 
     def check(name: str, batch: pa.RecordBatch) -> Iterator[object]:
         checked = check_batch(batch, image_root, config)
         if config.looks_for_copies:
             write_part(work / "signatures", name, checked.signatures)
             write_part(work / "images", name, checked.candidates())
+        write_part(work / REJECTED_RECORDS, name, checked.rejected)
         yield beam.pvalue.TaggedOutput(REJECTED, (name, checked.rejects))
         yield name, checked.usable
 
     with work.engine.pipeline() as p:
         checked = (
             p
-            | "files" >> beam.Create(list(enumerate(files)))
+            | "pieces" >> beam.Create(list(enumerate(pieces)))
             | "read" >> beam.ParDo(Stage(partial(open_file, work.config)))
             | "check" >> beam.ParDo(Stage(lambda: check)).with_outputs(REJECTED, main=ACCEPTED)
         )
@@ -109,10 +137,13 @@ def read(work: Work, files: list[Path], image_root: Path) -> None:
         records = checked[ACCEPTED] | "write records" >> beam.ParDo(WriteParts(target))
         (
             records
-            | "ids" >> beam.FlatMapTuple(_bucket_ids)
-            | "group ids" >> beam.GroupByKey()
-            | "check ids" >> beam.ParDo(Stage(lambda: _check_unique))
+            | "hash ids" >> beam.FlatMapTuple(unique_ids.divide_hashes)
+            | "group hashes" >> beam.GroupByKey()
+            | "repeated" >> beam.ParDo(Stage(lambda: unique_ids.repeated_hashes))
+            | "write repeated" >> beam.ParDo(WriteParts(work / REPEATED))
         )
+    if list_parts(work / REPEATED):
+        unique_ids.compare_ids(work.engine, target, work / REPEATED)
 
 
 def split_words(work: Work) -> None:
@@ -134,77 +165,136 @@ def split_words(work: Work) -> None:
         sum_to_file(words, vocabulary.count_words, schema, work / "sums", "word-counts")
 
 
-def count_ngrams(work: Work, trie: PhraseTrie, length: int) -> pa.Table:
-    """Counts the extensions of the trie's longest phrases to `length` words."""
+def count_categories(work: Work) -> None:
+    """Counts the records of each category."""
+
+    def read_categories(name: str) -> Iterator[tuple[str, pa.RecordBatch]]:
+        yield name, read_part(work / "records", name, ["category"])
+
+    with work.engine.pipeline() as p:
+        found = (
+            p
+            | "parts" >> beam.Create(list_parts(work / "records"))
+            | "read" >> beam.ParDo(Stage(lambda: read_categories))
+        )
+        schema = categories.CATEGORY_COUNTS_SCHEMA
+        sum_to_file(found, categories.count_categories, schema, work / "sums", "category-counts")
+
+
+def count_ngrams(work: Work, length: int) -> None:
+    """Counts the extensions of the longest phrases of trie-<length>/ to `length` words."""
     name = f"ngrams-{length}"
+
+    def load_count() -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+        trie = load(work / f"trie-{length}", PhraseTrie)
+        return partial(vocabulary.count_extensions, trie=trie, length=length)
+
     with work.engine.pipeline() as p:
         words = (
             p
             | "parts" >> beam.Create(list_parts(work / "words"))
             | "read" >> beam.ParDo(ReadParts([work / "words"]))
         )
-        count = partial(vocabulary.count_extensions, trie=trie, length=length)
-        sum_to_file(words, count, vocabulary.EXTENSION_COUNTS_SCHEMA, work / "sums", name)
-    return work.sums(name)
+        schema = vocabulary.EXTENSION_COUNTS_SCHEMA
+        sum_to_file(words, Loaded(load_count), schema, work / "sums", name)
 
 
-def match(work: Work, trie: PhraseTrie, canonical: np.ndarray) -> None:
-    """Finds every phrase, and counts phrases and pairs of phrases."""
+def match(work: Work, num_phrases: int) -> None:
+    """Finds every phrase of trie/, and counts phrases and pairs of phrases."""
     config = work.config
     context = candidates.context_of(config.sources, config.embedding.context)
     confidence = np.array([source.weights == "confidences" for source in config.sources])
 
-    def find(name: str, words: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
-        overlap = config.vocabulary.overlap
-        yield name, candidates.match_batch(words, trie, canonical, overlap, confidence)
+    def load_find() -> Callable[..., Iterator[tuple[str, pa.RecordBatch]]]:
+        trie = load(work / "trie", PhraseTrie)
+        canonical = np.load(work / "vocabulary" / "canonical.npy", allow_pickle=False)
+
+        def find(name: str, words: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+            overlap = config.vocabulary.overlap
+            yield name, candidates.match_batch(words, trie, canonical, overlap, confidence)
+
+        return find
 
     with work.engine.pipeline() as p:
         hits = (
             p
             | "parts" >> beam.Create(list_parts(work / "words"))
             | "read" >> beam.ParDo(ReadParts([work / "words"]))
-            | "match" >> beam.ParDo(Stage(lambda: find))
+            | "match" >> beam.ParDo(Stage(load_find))
             | "write hits" >> beam.ParDo(WriteParts(work / "hits"))
         )
         sums = work / "sums"
         sum_to_file(hits, count_phrases, PHRASE_COUNTS_SCHEMA, sums, "phrase-counts")
         sum_to_file(hits, count_languages, LANGUAGE_COUNTS_SCHEMA, sums, "language-counts")
-        pairs = partial(candidates.count_cooccurrence, num_phrases=len(canonical), context=context)
+        if config.has_queries:
+            queries = np.array([source.role == "query" for source in config.sources])
+            searched = partial(count_searched, queries=queries)
+            sum_to_file(hits, searched, PHRASE_COUNTS_SCHEMA, sums, "query-counts")
+        pairs = partial(candidates.count_cooccurrence, num_phrases=num_phrases, context=context)
         schema, folder = candidates.COUNTS_SCHEMA, work / "cooccurrence"
         sum_to_parts(hits, pairs, schema, folder, COOCCURRENCE_PARTS)
+        if config.category_field:
+            spread = hits | "categories" >> beam.ParDo(Stage(partial(_load_spread, work)))
+            schema, folder = categories.PHRASE_CATEGORIES_SCHEMA, work / "phrase-categories"
+            sum_to_parts(spread, _same, schema, folder, COOCCURRENCE_PARTS)
 
 
-def label(work: Work, table: PhraseTable, labels: LabelSpace) -> None:
-    """Scores the phrases of every record and picks its labels, rare ones included."""
+def _load_spread(work: Work) -> Callable[..., Iterator[tuple[str, pa.RecordBatch]]]:
+    known = work.sums("category-counts")["category"].combine_chunks()
+
+    def spread(name: str, hits: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+        found = read_part(work / "records", name, ["category"]).column("category")
+        codes = categories.category_codes(found, known)
+        yield name, categories.count_phrase_categories(hits, codes)
+
+    return spread
+
+
+def _same(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch
+
+
+def label(work: Work) -> None:
+    """Scores the phrases of every record by knowledge/ and picks its labels, rare ones included."""
     config = work.config
     names = tuple(source.name for source in config.sources)
-    priors = np.array([source.prior for source in config.sources])
+    limit = hash_limit(config.scoring.keep_features, work.count("records"))
 
-    def label_part(
-        name: str, hits: pa.RecordBatch, records: pa.RecordBatch
-    ) -> Iterator[tuple[str, pa.RecordBatch]]:
-        scores = scoring.score_batch(hits, table, priors, config.scoring)
-        annotations = scoring.annotate(scores, records.column("id"), table, names)
-        write_part(work / "annotations", name, annotations)
-        picked = balance.pick_labels(scores, records, labels, config)
-        write_part(work / "candidates", name, picked)
-        texts = read_part(work / "words", name, ["record"]).column("record").to_numpy()
-        write_part(work / "rejects-label", name, unlabelled(records, picked, texts))
-        yield name, picked
+    def load_label() -> Callable[..., Iterator[tuple[str, pa.RecordBatch]]]:
+        scorer = RecordScorer.load(config, load(work / "knowledge" / "table", PhraseTable))
+        labels = load(work / "knowledge" / "labels", LabelSpace)
+
+        def label_part(
+            name: str, hits: pa.RecordBatch, records: pa.RecordBatch
+        ) -> Iterator[tuple[str, pa.RecordBatch]]:
+            ids = records.column("id")
+            scores = scorer.score(hits)
+            annotations = scoring.annotate(scores, ids, scorer.table, names)
+            write_part(work / "annotations", name, annotations)
+            drawn = drawn_rows(ids, limit, config.seed)
+            write_part(work / FEATURES, name, scorer.features(hits, drawn, ids))
+            write_part(work / SAMPLED, name, sampled_rows(records, drawn, names))
+            picked = balance.pick_labels(scores, records, labels, config)
+            write_part(work / "candidates", name, picked)
+            texts = read_part(work / "words", name, ["record"]).column("record").to_numpy()
+            write_part(work / "rejects-label", name, unlabelled(records, picked, texts))
+            yield name, picked
+
+        return label_part
 
     with work.engine.pipeline() as p:
         picked = (
             p
             | "parts" >> beam.Create(list_parts(work / "hits"))
             | "read" >> beam.ParDo(ReadParts([work / "hits", work / "records"]))
-            | "label" >> beam.ParDo(Stage(lambda: label_part))
+            | "label" >> beam.ParDo(Stage(load_label))
         )
         schema = balance.LABEL_COUNTS_SCHEMA
         sum_to_file(picked, balance.count_labels, schema, work / "sums", "candidate-counts")
 
 
-def drop_rare_labels(work: Work, num_labels: int) -> np.ndarray:
-    """Keeps the labels of enough images; returns how many images each one has then, `[num_labels] int64`."""
+def drop_rare_labels(work: Work, num_labels: int) -> None:
+    """Keeps the labels of enough images, and counts how many images each one has then."""
     before = balance.label_frequency(work.sums("candidate-counts"), num_labels)
     least = work.config.balance.min_label_count
 
@@ -223,7 +313,6 @@ def drop_rare_labels(work: Work, num_labels: int) -> np.ndarray:
         )
         schema = balance.LABEL_COUNTS_SCHEMA
         sum_to_file(picked, balance.count_labels, schema, work / "sums", "label-counts")
-    return balance.label_frequency(work.sums("label-counts"), num_labels)
 
 
 def shard(work: Work, folder: Path, plans: list[tuple[str, int, int]]) -> None:
@@ -266,6 +355,11 @@ def count_phrases(hits: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=PHRASE_COUNTS_SCHEMA)
 
 
+def count_searched(hits: pa.RecordBatch, queries: np.ndarray) -> pa.RecordBatch:
+    """`count_phrases` of the hits in query sources alone; `queries [S] bool` tells which those are."""
+    return count_phrases(hits.filter(pa.array(queries[hits.column("source").to_numpy()])))
+
+
 def count_languages(hits: pa.RecordBatch) -> pa.RecordBatch:
     """How many sources in each language hold each phrase (`LANGUAGE_COUNTS_SCHEMA`)."""
     language = hits.column("language")
@@ -294,23 +388,3 @@ def unlabelled(
         ],
         schema=REJECTS_SCHEMA,
     )
-
-
-def _bucket_ids(name: str, records: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-    ids = records.column("id")
-    bucket = np.array([zlib.crc32(i.encode()) % ID_BUCKETS for i in ids.to_pylist()], np.int64)
-    for index in np.unique(bucket):
-        kept = ids.filter(pa.array(bucket == index))
-        yield int(index), pa.RecordBatch.from_arrays([kept], names=["id"])
-
-
-def _check_unique(bucket: int, batches: Iterable[pa.RecordBatch]) -> Iterator[None]:
-    ids = pa.chunked_array([batch.column("id") for batch in batches])
-    counts = ids.value_counts()
-    repeated = counts.filter(pa.compute.greater(counts.field("counts"), 1)).field("values")
-    if len(repeated):
-        raise UserError(
-            f"the input has {len(repeated)} or more ids that are not unique, "
-            f"such as {min(repeated.to_pylist())!r}; every record needs its own id."
-        )
-    yield from ()

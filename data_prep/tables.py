@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import balance
+from data_prep.feature_table import (
+    FEATURES,
+    SAMPLED,
+    SAMPLED_SCHEMA,
+    limit_of,
+    only_below,
+)
 from data_prep.images import REJECTS_SCHEMA
 from data_prep.label_space import SOFT_LABELS_SCHEMA
 from data_prep.phrases import PhraseKnowledge
 from data_prep.review import write_template
 from data_prep.scoring import ANNOTATIONS_SCHEMA
 from data_prep.stages import Work
-from data_prep.write import TableFile, digest_file, write_table
+from data_prep.stored import store
+from data_prep.write import TableFile, digest_file, list_parts, read_part, write_table
 
 # parts of rejects, stage by stage
 REJECTS = ("rejects-read", "rejects-copies", "rejects-label", "rejects-rare")
 REVIEW_FILE = "cluster_review.csv"
+PHRASE_TABLE = "phrase_table"  # folder of data_prep.stored with the PhraseTable
 
 
 def write_tables(
     work: Work, known: PhraseKnowledge, frequency: np.ndarray, folder: Path
-) -> dict[str, TableFile]:
-    """Writes the tables from the stages' parts; `frequency [L]` counts the images of each label."""
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Writes the tables from the stages' parts; `frequency [L]` counts the images of each label.
+
+    Returns rows and digest of each file by its name, under "files".
+    """
     names = known.clusters.names_table()
     rejects = (batch for name in REJECTS for batch in work.parts(name))
     tables = [
@@ -37,13 +50,36 @@ def write_tables(
         ("cluster_names", [names], names.schema),
         ("annotations", work.parts("annotations"), ANNOTATIONS_SCHEMA),
         ("rejects", rejects, REJECTS_SCHEMA),
-        ("labels", _weighted(work, frequency), balance.LABELS_SCHEMA),
+        ("labels", weighted_labels(work, frequency), balance.LABELS_SCHEMA),
     ]
     if work.config.label_space == "multi_cluster":
         tables.append(("soft_labels", [known.labels.table()], SOFT_LABELS_SCHEMA))
+    sampled = _sampled(work)
+    tables += sampled
     written = [write_table(folder / f"{name}.parquet", *rest) for name, *rest in tables]
     review = write_review(known, folder / REVIEW_FILE)
-    return {table.name: table for table in (*written, review)}
+    if sampled:  # a scorer that infers phrases is fitted with what is known of them
+        store(folder / PHRASE_TABLE, known.table)
+        for path in sorted((folder / PHRASE_TABLE).iterdir()):
+            name, rows = f"{PHRASE_TABLE}/{path.name}", len(known.table.phrases)
+            written.append(TableFile(name, rows, digest_file(path)))
+    return {
+        "files": {t.name: {"rows": t.rows, "sha256": t.sha256} for t in (*written, review)},
+    }
+
+
+def _sampled(work: Work) -> list[tuple[str, Iterable[pa.RecordBatch], pa.Schema]]:
+    """The tables of the records that are kept to judge and to fit on (data_prep.feature_table)."""
+    wanted, seed = work.config.scoring.keep_features, work.config.seed
+    first = next(iter(list_parts(work / FEATURES)), None)
+    if wanted == 0 or first is None:
+        return []
+    ids = (batch.column("id") for batch in work.parts(SAMPLED, ["id"]))
+    limit = limit_of(ids, wanted, seed)
+    features = only_below(work.parts(FEATURES), limit, seed)
+    records = only_below(work.parts(SAMPLED), limit, seed)
+    schema = read_part(work / FEATURES, first).schema
+    return [("features", features, schema), ("sampled_records", records, SAMPLED_SCHEMA)]
 
 
 def write_review(known: PhraseKnowledge, path: Path) -> TableFile:
@@ -61,7 +97,7 @@ def write_review(known: PhraseKnowledge, path: Path) -> TableFile:
     return TableFile(path.name, len(rows), digest_file(path))
 
 
-def _weighted(work: Work, frequency: np.ndarray) -> Iterator[pa.RecordBatch]:
+def weighted_labels(work: Work, frequency: np.ndarray) -> Iterator[pa.RecordBatch]:
     """Picked labels with sampling weights of mean 1 (`LABELS_SCHEMA`); `frequency [L]` counts images."""
     config = work.config.balance
     images = sum(len(batch) for batch in work.parts("picked", ["id"]))

@@ -46,7 +46,7 @@ _PLAIN = str.maketrans(
 # repetition, and hiragana. Katakana and Hangul stand in runs that are words.
 _IDEOGRAPHS = "々〇〻\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _HIRAGANA = "\u3041-\u3096\u309d-\u309f"
-_SPLIT = re.compile(f"[{_IDEOGRAPHS}{_HIRAGANA}]")
+SINGLE = re.compile(f"[{_IDEOGRAPHS}{_HIRAGANA}]")
 IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
 _BETWEEN = re.compile(f"(?<=[{_IDEOGRAPHS}{_HIRAGANA}]) (?=[{_IDEOGRAPHS}{_HIRAGANA}])")
 _ASCII_WORD = re.compile(r"\x00|[a-z0-9]+")
@@ -114,6 +114,10 @@ def resolve_entities(text: str) -> str:
 def remove_invisible(text: str) -> str:
     """Without the characters that are not shown (soft hyphens, joiners, variation selectors)."""
     return text if text.isascii() else _IGNORABLE.sub("", text)
+
+
+def is_invisible(character: str) -> bool:
+    return _IGNORABLE.match(character) is not None
 
 
 def join_texts(texts: Sequence[str]) -> str:

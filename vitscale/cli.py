@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from vitscale import __version__
 from vitscale.cli_common import command
 from vitscale.cli_convert import add_convert
-from vitscale.cli_data import add_data, add_demo, add_prep, add_shop
+from vitscale.cli_data import add_data, add_demo, add_shop
 from vitscale.cli_plan import add_plan
+from vitscale.cli_prep import add_prep
 from vitscale.cli_train import add_compare, add_embed, add_eval, add_train
 from vitscale.errors import (
     EXIT_PEER_LOST,
@@ -38,7 +39,7 @@ def _run(words: list[str]) -> int:
     parser = make_parser()
     # argparse has no notion of "the rest is another command"; only `launch` takes one.
     end = words.index("--") if "--" in words else len(words)
-    arguments, rest = parser.parse_known_args(words[:end])
+    arguments, rest = parser.parse_known_args(_join_overrides(words[:end]))
     arguments.inner_command = words[end + 1 :]
 
     def tell(what: object) -> None:
@@ -100,19 +101,29 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _split_overrides(rest: Sequence[str], *, allowed: bool) -> list[str]:
-    """`--config.a.b=c` and `--config.a.b c` as `a.b=c`; anything else that argparse did not know is an error."""
-    overrides: list[str] = []
-    words = iter(rest)
+def _join_overrides(words: Sequence[str]) -> list[str]:
+    """`--config.a.b c` as `--config.a.b=c`, before argparse takes c for an argument of its own."""
+    joined: list[str] = []
+    waits = False  # the last word wants a value
     for word in words:
+        if waits and not word.startswith("--"):
+            joined[-1] += f"={word}"
+            waits = False
+        else:
+            joined.append(word)
+            waits = word.startswith("--config.") and "=" not in word
+    return joined
+
+
+def _split_overrides(rest: Sequence[str], *, allowed: bool) -> list[str]:
+    """`--config.a.b=c` as `a.b=c`; anything else that argparse did not know is an error."""
+    overrides: list[str] = []
+    for word in rest:
         if not allowed or not word.startswith("--config."):
             raise UserError(f"unknown argument {word!r}; see --help.")
         text = word.removeprefix("--config.")
         if "=" not in text:
-            value = next(words, None)
-            if value is None:
-                raise UserError(f"{word} has no value; write {word}=VALUE.")
-            text = f"{text}={value}"
+            raise UserError(f"{word} has no value; write {word}=VALUE.")
         overrides.append(text)
     return overrides
 

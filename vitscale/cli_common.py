@@ -24,10 +24,12 @@ def command(
     example: str,
     *,
     takes_overrides: bool = False,
+    inner: bool = False,
 ) -> argparse.ArgumentParser:
     """Adds the sub-command `name`, which runs `handler`; the caller adds its arguments.
 
     takes_overrides: whether `--config.key=value` is passed on to the handler, else it is an error.
+    inner: it is an action of a command.
     """
     overrides = "\n\nAny config value can be set on the command line: --config.optim.lr=3e-4 --config.tasks.0.weight=2"
     parser = commands.add_parser(
@@ -38,9 +40,21 @@ def command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS if inner else False,  # or it would undo the command's own
+        help="show the traceback of an error",
+    )
     parser.set_defaults(handler=handler, takes_overrides=takes_overrides)
     return parser
+
+
+def action(
+    actions: argparse._SubParsersAction, name: str, handler: Handler, help: str, example: str
+) -> argparse.ArgumentParser:
+    """Adds an action of a command, such as `prep report`, which runs `handler` in place of the command's own."""
+    return command(actions, name, handler, help, example, inner=True)
 
 
 def start_jax(flags: DistributedFlags | None = None, peer_timeout: float = 100.0) -> None:

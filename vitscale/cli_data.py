@@ -1,4 +1,4 @@
-"""`vitscale demo`, `shop`, `prep` and `data`: from nothing, or a catalogue, to examples that can be looked at."""
+"""`vitscale demo`, `shop` and `data`: from nothing, or a catalogue, to examples that can be looked at."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def add_shop(commands: argparse._SubParsersAction) -> None:
 
 
 def _shop(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from data_prep.shop import ShopConfig, generate_shop
+    from data_prep.shop.catalogue import ShopConfig, generate_shop
     from vitscale.config_loading import apply_override, from_mapping
     from vitscale.progress import Task
 
@@ -80,49 +80,6 @@ def _shop(arguments: argparse.Namespace, overrides: list[str]) -> None:
             progress=lambda done, total: progress.update(done, total=total),
         )
     print(f"wrote the catalogue to {arguments.output}")
-
-
-def add_prep(commands: argparse._SubParsersAction) -> None:
-    parser = command(
-        commands,
-        "prep",
-        _prep,
-        "derive weak labels from the text around images and write shards",
-        "vitscale prep --config configs/prep/shop.py --input runs/shop/catalogue.jsonl --output runs/prep",
-        takes_overrides=True,
-    )
-    parser.add_argument(
-        "--config", required=True, help="a file with get_config(), such as configs/prep/shop.py"
-    )
-    parser.add_argument(
-        "--input", type=Path, required=True, help="JSONL(.gz), CSV or Parquet of records"
-    )
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--runner", default="direct", help="Apache Beam runner; default: direct")
-    parser.add_argument(
-        "--runner-option",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="passed on to Beam; repeatable",
-    )
-
-
-def _prep(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from data_prep.pipeline import run_prep
-    from data_prep.schema import PrepConfig
-    from vitscale.config_loading import load_config
-
-    log_stages()
-    config = load_config(PrepConfig, arguments.config, overrides)
-    run_prep(
-        config,
-        arguments.input,
-        arguments.output,
-        runner=arguments.runner,
-        runner_options=arguments.runner_option,
-    )
-    print(f"wrote {arguments.output}/report.html")
 
 
 def add_data(commands: argparse._SubParsersAction) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from data_prep.pipeline import run_prep
 from data_prep.schema import PrepConfig
-from data_prep.shop import ShopConfig, generate_shop
+from data_prep.shop.catalogue import ShopConfig, generate_shop
 from vitscale.config import EvalConfig, TrainConfig
 from vitscale.config_loading import load_config
 from vitscale.demo_report import write_demo_report

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from data_prep.report import PrepExample, PrepSummary, prep_summary
+from data_prep.summary import PrepExample, PrepSummary, prep_summary
 from vitscale.evals import plots, report
 from vitscale.evals.compare import read_per_query
 from vitscale.evals.report import GalleryRow, Picture, Section, Table

@@ -16,7 +16,13 @@ def get_config() -> ConfigDict:
         {"name": "description", "prior": 0.5},
         {"name": "alt_text", "prior": 0.6},
         {"name": "boards", "kind": "list", "prior": 0.4},
-        {"name": "queries", "kind": "weighted_list", "weight_key": "clicks", "prior": 0.6},
+        {
+            "name": "queries",
+            "kind": "weighted_list",
+            "weight_key": "clicks",
+            "role": "query",
+            "prior": 0.6,
+        },
     ]
     c.labels_per_image = 6
     return c

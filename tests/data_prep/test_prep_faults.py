@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from prep_catalogue import config, records
 
+from data_prep.inputs import find_inputs, iterate_rows
 from data_prep.pipeline import run_prep
-from data_prep.sources import check_fields, find_inputs, iterate_rows, read_batches
+from data_prep.sources import check_fields, read_batches
 from vitscale.errors import UserError
 
 TEXT_ONLY = config(image_field=None)

@@ -12,8 +12,8 @@ import pytest
 from prep_catalogue import COLOURS, TYPES, config, records, write_catalogue
 
 from data_prep.pipeline import run_prep
-from data_prep.report import prep_summary
 from data_prep.schema import BalanceConfig, ClusterConfig, EmbeddingConfig
+from data_prep.summary import prep_summary
 from vitscale.errors import UserError
 
 TEXT_ONLY: dict[str, Any] = {"image_field": None}

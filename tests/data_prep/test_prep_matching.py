@@ -64,14 +64,20 @@ def test_sums_are_those_of_a_dict(texts: list[tuple[int, list[int]]]) -> None:
     offsets = np.concatenate([[0], np.cumsum([len(words) for _, words in texts])]).astype(np.int64)
     weight = 1.0 + np.arange(len(texts))
     phrase = np.array([word for _, words in texts for word in words], np.int64)
-    expected: dict[tuple[int, int], float] = {}
+    expected: dict[tuple[int, int], tuple[float, int, int]] = {}
     for text, (_, words) in enumerate(texts):
         for word in set(words):
             key = (int(group[text]), word)
-            expected[key] = expected.get(key, 0.0) + weight[text]
+            total, count, position = expected.get(key, (0.0, 0, 99))
+            expected[key] = (
+                total + weight[text],
+                count + words.count(word),
+                min(position, words.index(word)),
+            )
     divisor = np.full(4, 100.0)
-    rows = sum_by_source(phrase, np.arange(len(phrase)), offsets, weight, group, divisor)
-    found = [(g, p, s) for g, p, s in zip(*(column.tolist() for column in rows), strict=True)]
-    assert [(g, p) for g, p, _ in found] == sorted(expected)
-    for g, p, support in found:
-        assert abs(support - expected[g, p] / 100) < 1e-6
+    sums = sum_by_source(phrase, np.arange(len(phrase)), offsets, weight, group, divisor)
+    keys = list(zip(sums.group.tolist(), sums.phrase.tolist(), strict=True))
+    assert keys == sorted(expected)
+    told = zip(sums.weight.tolist(), sums.count.tolist(), sums.position.tolist(), strict=True)
+    assert list(told) == [expected[key] for key in keys]
+    np.testing.assert_allclose(sums.support, [expected[key][0] / 100 for key in keys], atol=1e-6)

@@ -1,16 +1,22 @@
+import csv
+import dataclasses
 import json
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from prep_catalogue import COLOURS, TYPES, config, jpeg, records, write_catalogue
 
 from data_prep import pipeline
 from data_prep.pipeline import run_prep
-from data_prep.report import prep_summary
-from data_prep.schema import ClusterConfig, SplitConfig
+from data_prep.schema import ClusterConfig, ScoringConfig, SplitConfig
+from data_prep.scorer import TreeScorer, load_scorer, save_scorer
+from data_prep.summary import prep_summary
+from vitscale.cli import main
 from vitscale.config_loading import load_config
 from vitscale.data.records import find_shards, read_classes, read_index
 from vitscale.errors import UserError
@@ -118,6 +124,33 @@ def test_the_report_is_one_file_and_its_pieces_can_be_reused(done: Path) -> None
     assert summary.tail_before.sum() == manifest(done)["counts"]["annotations"]
 
 
+def test_a_judged_sample_tells_the_precision_of_the_labels(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(done, tmp_path / "prep"))
+    sample, judged = tmp_path / "judge.csv", tmp_path / "judged.csv"
+    command = ["prep", "judge-sample", "--prep", str(folder), "--output", str(sample)]
+    assert main([*command, "--pairs", "120"]) == 0
+    with open(sample, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert abs(len(rows) - 120) <= 1
+    assert all(Path(row["image"]).is_file() for row in rows if row["id"] != "r0007")
+    # A label rests on a phrase that names the record's thing or colour, unless it is the noise.
+    right = {form for group in (*TYPES, *COLOURS) for form in group}
+    for row in rows:
+        row["correct"] = "yes" if row["phrase"] in right else "no"
+    with open(judged, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    capsys.readouterr()
+    assert main(["prep", "report", "--prep", str(folder), "--judged", str(judged)]) == 0
+    told = capsys.readouterr().out
+    labelled = sum(row["labelled"] == "yes" for row in rows)
+    assert "label precision 1.000 (95 %: 0.9" in told
+    assert f"; {labelled} judged)" in told
+
+
 def digests(folder: Path) -> dict[str, Any]:
     return manifest(folder)["files"]
 
@@ -215,3 +248,36 @@ def test_the_shop_config_is_valid() -> None:
     assert loaded.sources[0].prior == 0.9
     with pytest.raises(UserError, match="did you mean 'min_score'"):
         load_config(PrepConfig, str(path), ["scoring.min_scor=1"])
+
+
+def test_a_fitted_scorer_scores_the_corpus(tmp_path: Path) -> None:
+    """Trees over three features: the same scores in annotations as in features, which hold what they say."""
+    lightgbm = pytest.importorskip("lightgbm")
+    wanted = ("hand_score", "agreement", "words")
+    values = np.random.default_rng(0).normal(size=(200, 3)) + 1.0
+    options = {"objective": "binary", "verbose": -1, "num_leaves": 5, "num_threads": 1}
+    data = lightgbm.Dataset(values, (values[:, 0] > 1).astype(float))
+    model = lightgbm.train(options, data, num_boost_round=5)
+    save_scorer(tmp_path / "scorer", TreeScorer(wanted, model.model_to_string()))
+    path = write_catalogue(tmp_path / "in", records(80))
+    scoring = ScoringConfig(scorer=str(tmp_path / "scorer"), min_score=0.1, keep_features=30)
+    sources = tuple(
+        dataclasses.replace(s, role="query" if s.name == "queries" else "text")
+        for s in config().sources
+    )
+    folder = tmp_path / "out"
+    run_prep(config(scoring=scoring, sources=sources, image_field=None), path, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert str(tmp_path / "scorer" / "trees.txt") in manifest["input"]
+    features = pq.read_table(folder / "features.parquet")
+    assert len(features["id"].unique()) == 30
+    assert max(features["query_frequency"].to_pylist()) > 0
+    values = np.stack([features[name].to_numpy() for name in wanted], axis=1)
+    scores = load_scorer(tmp_path / "scorer").score(values).astype(np.float32)
+    assert features["score"].to_pylist() == scores.tolist()
+    annotated = {
+        (row["id"], row["phrase"]): row["score"]
+        for row in pq.read_table(folder / "annotations.parquet").to_pylist()
+    }
+    keys = zip(features["id"].to_pylist(), features["phrase"].to_pylist(), strict=True)
+    assert [annotated[key] for key in keys] == scores.tolist()

@@ -17,15 +17,17 @@ from data_prep.balance import (
 )
 from data_prep.candidates import HITS_SCHEMA
 from data_prep.label_space import LabelSpace, one_label, soft_labels
+from data_prep.record_scorer import RecordScorer
 from data_prep.schema import BalanceConfig, PrepConfig, ScoringConfig, TextSourceConfig
-from data_prep.scoring import AGREEMENT, PhraseTable, annotate, phrase_quality, score_batch
+from data_prep.scorer import HandScorer
+from data_prep.scoring import AGREEMENT, PhraseTable, annotate, least_scores, phrase_quality
+from vitscale.errors import UserError
 
 CONFIG = PrepConfig(
-    sources=(TextSourceConfig("title"), TextSourceConfig("tags", kind="list")),
+    sources=(TextSourceConfig("title", prior=0.7), TextSourceConfig("tags", kind="list")),
     scoring=ScoringConfig(min_score=0.3, relative_min_score=0.5),
     labels_per_image=2,
 )
-PRIORS = np.array([0.7, 0.5])
 TABLE = PhraseTable(  # sofa, couch (one cluster), red, sale (says nothing)
     ("sofa", "couch", "red", "sale"),
     np.arange(4, dtype=np.int32),
@@ -36,14 +38,21 @@ TABLE = PhraseTable(  # sofa, couch (one cluster), red, sale (says nothing)
 
 def hits(rows: list[tuple[int, int, int, float]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(
-        [dict(zip(HITS_SCHEMA.names, (*row, f"l{row[1]}"), strict=True)) for row in rows],
+        [
+            dict(zip(HITS_SCHEMA.names, (*row, f"l{row[1]}", 1, 0, 1.0), strict=True))
+            for row in rows
+        ],
         schema=HITS_SCHEMA,
     )
 
 
+def scored(batch: pa.RecordBatch, config: PrepConfig = CONFIG) -> pa.RecordBatch:
+    return RecordScorer(config, TABLE, HandScorer(), None).score(batch)
+
+
 def test_scores_follow_the_formula() -> None:
     batch = hits([(0, 0, 0, 1.0), (0, 1, 1, 0.25), (0, 1, 2, 1.0), (0, 0, 3, 1.0)])
-    scores = score_batch(batch, TABLE, PRIORS, CONFIG.scoring)
+    scores = scored(batch)
     found = {row["phrase_id"]: row for row in scores.to_pylist()}
     assert found[0]["score"] == pytest.approx(1 - 0.3 * (1 - 0.5 * AGREEMENT * 0.5))
     assert found[1]["score"] == pytest.approx(1 - (1 - 0.7 * AGREEMENT) * (1 - 0.5 * 0.5))
@@ -56,7 +65,7 @@ def test_scores_follow_the_formula() -> None:
 
 def test_annotations_name_the_sources() -> None:
     batch = hits([(0, 0, 0, 1.0), (0, 1, 0, 1.0), (1, 1, 2, 1.0)])
-    scores = score_batch(batch, TABLE, PRIORS, CONFIG.scoring)
+    scores = scored(batch)
     rows = annotate(scores, pa.array(["x", "y"]), TABLE, ("title", "tags")).to_pylist()
     assert [(r["id"], r["phrase"], r["sources"]) for r in rows] == [
         ("x", "sofa", ["title", "tags"]),
@@ -76,7 +85,7 @@ CLUSTERS = one_label(TABLE.cluster, ("seat", "red", "sale"))
 
 def picked(config: PrepConfig, labels: LabelSpace = CLUSTERS) -> list[dict[str, object]]:
     rows = [(0, 0, 0, 1.0), (0, 1, 1, 1.0), (0, 1, 2, 1.0), (1, 0, 3, 1.0), (2, 1, 2, 0.1)]
-    scores = score_batch(hits(rows), TABLE, PRIORS, config.scoring)
+    scores = scored(hits(rows), config)
     records = pa.RecordBatch.from_pydict({"id": ["a", "b", "c"], "group": ["a", "b", "c"]})
     return pick_labels(scores, records, labels, config).to_pylist()
 
@@ -93,6 +102,34 @@ def test_labels_need_a_score_and_are_cut_best_first() -> None:
     assert row["labels"] == [0, 1]  # phrases now: "red" is the third best
     (row,) = picked(config, one_label(np.array([-1, -1, 1, 2]), CLUSTERS.names))
     assert row["labels"] == [1]  # the cluster of the sofa is blocked, so "red" is the best
+
+
+def test_thresholds_are_by_language() -> None:
+    rows = [
+        (0, 0, 0, 1.0),
+        (1, 1, 2, 1.0),
+        (2, 1, 0, 1.0),
+    ]  # scores 0.7, 0.4, and 0.5 from a synonym
+    records = pa.RecordBatch.from_pydict({"id": ["a", "b", "c"], "group": ["a", "b", "c"]})
+
+    def ids(**changes: object) -> list[str]:
+        config = dataclasses.replace(CONFIG, scoring=ScoringConfig(**changes))  # type: ignore[arg-type]
+        scores = scored(hits(rows), config)
+        return pick_labels(scores, records, CLUSTERS, config).column("id").to_pylist()
+
+    assert ids(min_score=0.45) == ["a", "c"]
+    assert ids(min_score=0.45, min_scores={"l0": 0.8, "l1": 0.3}) == ["b", "c"]
+    assert ids(min_score=0.9, min_scores={"l0": 0.6}) == ["a"]
+    with pytest.raises(UserError, match=r"scoring.min_scores.de=2 must be between 0 and 1"):
+        ScoringConfig(min_scores={"de": 2})
+    with pytest.raises(UserError, match="labels would have no provenance"):
+        ScoringConfig(min_annotation_score=0.4, min_scores={"de": 0.3})
+
+
+def test_a_region_has_its_languages_threshold() -> None:
+    tags = pa.array(["de-AT", "de", "de-CH", None, "en"])
+    config = ScoringConfig(min_score=0.5, min_scores={"de": 0.25, "de-CH": 0.75})
+    assert least_scores(tags, config).tolist() == [0.25, 0.25, 0.75, 0.5, 0.5]
 
 
 def test_soft_labels_spread_a_phrase_over_its_neighbours() -> None:

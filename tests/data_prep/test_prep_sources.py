@@ -10,8 +10,9 @@ import pytest
 from prep_catalogue import config, jpeg, records
 
 from data_prep.images import check_batch, inspect_image, resolve_image
+from data_prep.inputs import find_inputs
 from data_prep.schema import PrepConfig
-from data_prep.sources import RECORD_SCHEMA, check_fields, find_inputs, read_batches
+from data_prep.sources import RECORD_SCHEMA, check_fields, read_batches
 from vitscale.errors import UserError
 
 
@@ -68,7 +69,7 @@ def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:
         ("a.csv", b"id,image\n1\n", "line 2: the row does not have the 2 cells"),
         ("a.jsonl.gz", b"nothing", "not a whole gzip file"),
         ("a.parquet", b"nothing", "not a Parquet file"),
-        ("a.tar", b"", "unknown format"),
+        ("a.txt", b"", "unknown format"),
     ],
 )
 def test_bad_files_are_told_in_a_sentence(

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_prep import shop
-from data_prep.shop import ShopConfig, generate_shop, render_product, shop_plan
+from data_prep.shop import catalogue as shop
+from data_prep.shop.catalogue import ShopConfig, generate_shop, render_product, shop_plan
 from vitscale.errors import UserError
 
 CONFIG = ShopConfig(products=60, image_size=32, scenes=8, scene_size=64, seed=3)
@@ -198,8 +198,8 @@ def test_impossible_configs_are_refused_in_words(field: str, value: float) -> No
 
 
 def test_product_is_the_dominant_thing_and_shade_is_visible() -> None:
-    from data_prep.shop_products import make_product, render_sprite
-    from data_prep.shop_shapes import TYPES
+    from data_prep.shop.products import make_product, render_sprite
+    from data_prep.shop.shapes import TYPES
 
     sofa = [kind.name for kind in TYPES].index("sofa")
     base = dataclasses.replace(

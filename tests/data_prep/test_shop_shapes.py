@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_prep.shop_pen import Pen, ProductType
-from data_prep.shop_products import make_product, render_sprite
-from data_prep.shop_shapes import TYPES
-from data_prep.shop_surface import (
+from data_prep.shop.pen import Pen, ProductType
+from data_prep.shop.products import make_product, render_sprite
+from data_prep.shop.shapes import TYPES
+from data_prep.shop.surface import (
     COLOURS,
     PATTERNS,
     SHADES,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep import shop_words as words
-from data_prep.shop_products import Product, make_product, stream
-from data_prep.shop_shapes import TYPES
-from data_prep.shop_text import TextConfig, misspell, write_text
+from data_prep.shop import words
+from data_prep.shop.products import Product, make_product, stream
+from data_prep.shop.shapes import TYPES
+from data_prep.shop.text import TextConfig, misspell, write_text
 
 CLEAN = TextConfig(**{field.name: 0.0 for field in dataclasses.fields(TextConfig)})
 

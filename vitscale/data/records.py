@@ -124,6 +124,14 @@ def write_shard(path: Path, examples: Sequence[Example]) -> None:
     temporary.rename(path)
 
 
+def read_shard(path: Path) -> list[bytes]:
+    """The serialised examples of one shard, all of them in memory."""
+    reader = array_record_module.ArrayRecordReader(str(path))
+    examples = reader.read_all()
+    reader.close()
+    return examples
+
+
 def write_index(folder: Path, split: str, rows: Mapping[str, Sequence[object]]) -> None:
     """Writes `index-<split>.parquet` from columns `id, shard, position, sampling_weight` in shard order."""
     temporary = folder / f"index-{split}.parquet.tmp"

@@ -1,0 +1,161 @@
+"""A finished prep folder as a stage reads it that starts from one: pieces of labels.parquet, with their images.
+
+Labels, annotations and shards all keep the order of the input, so that one pass over each is enough and memory is that
+of a piece.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_prep.balance import TRAIN, VALIDATION
+from data_prep.label_space import LabelSpace
+from data_prep.schema import PrepConfig
+from vitscale.config_loading import from_mapping
+from vitscale.data.records import read_classes
+from vitscale.errors import UserError
+
+PIECE_ROWS = 8192
+NO_IMAGE = -1
+
+
+@dataclass(frozen=True)
+class PrepFolder:
+    """A finished output folder of `vitscale prep`."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    config: PrepConfig
+    classes: tuple[str, ...]  # name of each label
+
+    @staticmethod
+    def open(folder: Path) -> PrepFolder:
+        """Raises `UserError` for a folder that is not finished, or has no images."""
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder} is no finished folder of `vitscale prep`: manifest.json cannot be read ({error})."
+            ) from error
+        if not any(name.startswith("shards/") for name in manifest["files"]):
+            raise UserError(f"{folder} has no shards: its records had no images to look at.")
+        config = from_mapping(PrepConfig, manifest["config"])
+        stored = read_classes(folder / "shards")
+        return PrepFolder(folder, manifest, config, tuple(stored[config.label_field]))
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "shards"
+
+    def splits(self) -> list[str]:
+        """Those that have examples."""
+        return [s for s in (TRAIN, VALIDATION) if (self.shards / f"index-{s}.parquet").is_file()]
+
+    def label_space(self) -> LabelSpace:
+        """Which labels each phrase stands for, from the tables; blocked labels included (nobody has them)."""
+        if self.config.label_space == "multi_cluster":
+            table = pq.read_table(self.folder / "soft_labels.parquet")
+            names = ("phrase_id", "cluster_id", "share")
+            phrase, label, share = (table[name].to_numpy() for name in names)
+        else:
+            table = pq.read_table(self.folder / "clusters.parquet")
+            phrase = table["phrase_id"].to_numpy()
+            by_phrase = self.config.label_space == "phrases"
+            label = phrase if by_phrase else table["cluster_id"].to_numpy()
+            share = np.ones(len(phrase), np.float32)
+        order = np.argsort(phrase, kind="stable")
+        count = pq.read_metadata(self.folder / "vocabulary.parquet").num_rows
+        size = max(count, int(phrase.max(initial=-1)) + 1)
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(phrase, minlength=size))])
+        return LabelSpace(offsets, label[order].astype(np.int32), share[order], self.classes)
+
+    def pieces(self) -> Iterator[Piece]:
+        """labels.parquet from first to last."""
+        index = {
+            split: _IdStream(self.shards / f"index-{split}.parquet") for split in self.splits()
+        }
+        file = pq.ParquetFile(self.folder / "labels.parquet")
+        for number, batch in enumerate(file.iter_batches(batch_size=PIECE_ROWS)):
+            row = np.full(batch.num_rows, NO_IMAGE, np.int64)
+            for split, ids in index.items():
+                here = np.flatnonzero(pc.equal(batch.column("split"), split).to_numpy(False))
+                found, first = ids.take(batch.column("id").take(pa.array(here)))
+                row[here[found]] = first + np.arange(len(found))
+            yield Piece(f"{number:07d}", batch, row)
+        for split, ids in index.items():
+            ids.check_end(
+                f"{self.folder}: the shards of split {split!r} and labels.parquet differ."
+            )
+
+    def annotations(self, pieces: Iterator[Piece]) -> Iterator[tuple[Piece, pa.Table]]:
+        """Each piece with the rows `row` (in the piece), `phrase_id, score` that the text gave its records."""
+        file = pq.ParquetFile(self.folder / "annotations.parquet")
+        batches = file.iter_batches(columns=["id", "phrase_id", "score"])
+        waiting: list[pa.RecordBatch] = []
+        for piece in pieces:
+            ids, found = piece.batch.column("id"), []
+            last = pa.array([ids[-1].as_py()], pa.string())
+            while True:
+                for batch in waiting:
+                    row = pc.index_in(batch.column("id"), value_set=ids)
+                    columns = [row, batch.column("phrase_id"), batch.column("score")]
+                    table = pa.table(columns, names=["row", "phrase_id", "score"])
+                    found.append(table.filter(pc.is_valid(table["row"])))
+                # The batch that ends a piece begins the next.
+                if waiting and pc.any(pc.is_in(waiting[-1].column("id"), value_set=last)).as_py():
+                    break
+                following = next(batches, None)
+                if following is None:
+                    raise UserError(
+                        f"{self.folder}/annotations.parquet does not have the records of labels.parquet in "
+                        f"their order: {last[0].as_py()!r} is not there."
+                    )
+                waiting = [following]
+            yield piece, pa.concat_tables(found)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of labels.parquet (`LABELS_SCHEMA`); `row [n] int64` is the example's number in its split, or -1."""
+
+    name: str
+    batch: pa.RecordBatch
+    row: np.ndarray
+
+
+class _IdStream:
+    """The ids of an index from first to last."""
+
+    def __init__(self, path: Path) -> None:
+        self._batches = pq.ParquetFile(path).iter_batches(columns=["id"])
+        self._waiting = pa.array([], pa.string())
+        self.taken = 0
+
+    def take(self, ids: pa.Array) -> tuple[np.ndarray, int]:
+        """Takes those of the next ids that are in `ids`; returns their places in `ids` and the number of the first."""
+        while len(self._waiting) < len(ids):
+            batch = next(self._batches, None)
+            if batch is None:
+                break
+            self._waiting = pa.concat_arrays([self._waiting, batch.column("id")])
+        ahead = self._waiting.slice(0, len(ids))
+        found = np.flatnonzero(pc.is_in(ids, value_set=ahead).to_numpy(False))
+        if not ids.take(pa.array(found)).equals(ahead.slice(0, len(found))):
+            raise UserError("the shards do not hold the examples in the order of labels.parquet.")
+        first = self.taken
+        self.taken += len(found)
+        self._waiting = self._waiting.slice(len(found))
+        return found, first
+
+    def check_end(self, problem: str) -> None:
+        if len(self._waiting) or next(self._batches, None) is not None:
+            raise UserError(problem)

@@ -1,0 +1,128 @@
+"""Which steps of a run are done, so that a killed one goes on at the first that is not.
+
+A step is done when its marker exists; it is written last, by a rename, and holds what the step found. Nothing is
+decided by the time of a file: clocks of several machines differ.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_prep.runners.workers import cpu_seconds
+from vitscale.errors import UserError
+
+log = logging.getLogger("vitscale.prep")
+IDENTITY, STEPS, LOCK = "identity.json", "steps", "lock"
+
+
+CLOCKS: dict[str, Callable[[], float]] = {"seconds": time.monotonic, "cpu_seconds": cpu_seconds}
+
+
+class RunState:
+    """The steps of the run in `folder`; `identity` is all that its result depends on."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._text = json.dumps(identity, sort_keys=True, indent=1, ensure_ascii=False)
+        self._spent = dict.fromkeys(CLOCKS, 0.0)  # by the steps that ran in this process
+        self._prepare()
+
+    def run(
+        self, name: str, outputs: Sequence[str], step: Callable[[], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Runs `step` unless it is done already; returns what it returned, which must be JSON.
+
+        Args:
+          outputs: what the step writes, relative to the run's folder. They are removed before it runs: of a run
+            that was killed they may be incomplete.
+        """
+        marker = self._marker(name)
+        if marker.exists():
+            log.info("%s: done before", name)
+            known: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
+            return known["found"]
+        for output in outputs:
+            path = self._folder / output
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        before = {kind: (clock(), self._spent[kind]) for kind, clock in CLOCKS.items()}
+        found = json.loads(json.dumps(step()))
+        taken = {}
+        for kind, (begin, spent) in before.items():
+            # Steps may hold steps; each counts what it took itself.
+            taken[kind] = CLOCKS[kind]() - begin - (self._spent[kind] - spent)
+            self._spent[kind] += taken[kind]
+        rounded = {kind: round(value, 3) for kind, value in taken.items()}
+        order = len(self._markers())
+        what = {"order": order, "found": found, **rounded}
+        write_text(marker, json.dumps(what, ensure_ascii=False))
+        log.info("%s: %s (%.1f s)", name, _told(found), taken["seconds"])
+        return found
+
+    def forget(self, name: str) -> None:
+        """Lets a step run again in the next run."""
+        self._marker(name).unlink()
+
+    def seconds(self, kind: str = "seconds") -> dict[str, float]:
+        """Wall or CPU seconds (`kind="cpu_seconds"`, of all processes) of each step done so far, in order."""
+        known = {path.stem: json.loads(path.read_text("utf-8")) for path in self._markers()}
+        ordered = sorted(known.items(), key=lambda item: item[1]["order"])
+        return {name: what[kind] for name, what in ordered}
+
+    def _markers(self) -> list[Path]:
+        return list((self._folder / STEPS).glob("*.json"))
+
+    def _marker(self, name: str) -> Path:
+        return self._folder / STEPS / f"{name}.json"
+
+    def _prepare(self) -> None:
+        """Keeps what an earlier run of the same identity left, and removes anything else."""
+        path = self._folder / IDENTITY
+        if path.exists():
+            if path.read_text(encoding="utf-8") == self._text:
+                log.info("going on after %d steps of a stopped run", len(self._markers()))
+                return
+            log.info("starting over: config, input or versions are not those of the stopped run")
+        for child in self._folder.iterdir():
+            if child.name != LOCK:
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
+        (self._folder / STEPS).mkdir()
+        write_text(path, self._text)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of `folder` as long as the block lasts; the system frees it when the process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing {folder}; wait for it, or stop it.") from None
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is complete whenever it exists, even after a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    counts = {key: value for key, value in found.items() if isinstance(value, int)}
+    return ", ".join(f"{n:,} {key.replace('_', ' ')}" for key, n in counts.items()) or "done"

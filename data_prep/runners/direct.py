@@ -1,0 +1,174 @@
+"""Runs a Beam pipeline on all cores of this machine; what crosses a shuffle waits in files, not in memory.
+
+Beam's own direct runner keeps it in memory, and starts its worker processes anew for each pipeline. Here they start
+once, at the first pipeline that is worth it, and stay.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+from data_prep.runners.quiet_beam import quiet  # isort: split
+
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.pipeline import Pipeline
+from apache_beam.runners.runner import PipelineRunner
+
+from data_prep.runners.fused import FusedStage, Port, Result, StageWorker, fuse, ready
+from data_prep.runners.workers import are_running, get_workers, num_cores, stop_workers
+from vitscale.errors import UserError
+
+MIN_ELEMENTS = 32  # that are worth the seconds in which worker processes start
+TASKS_PER_WORKER = 8  # so that no worker waits long for the last one
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a value waits."""
+
+    file: Path
+    offset: int
+    size: int
+
+
+Group = tuple[bytes, list[Piece]]  # key -> its values
+Written = list[tuple[Port, bytes, Piece]]
+
+
+class DirectRunner(PipelineRunner):
+    """Uses `--direct_num_workers=N` processes, which give the same result for every N.
+
+    1 is this process alone; 0 is one for each core where the elements are many enough, else 1.
+
+    Args:
+      scratch: where shuffles wait; default: the system's folder for temporary files.
+    """
+
+    def __init__(self, scratch: Path | None = None) -> None:
+        super().__init__()
+        self._scratch = scratch
+
+    def run_pipeline(self, pipeline: Pipeline, options: PipelineOptions) -> Result:
+        asked = options.view_as(DirectOptions).direct_num_workers
+        if asked < 0:
+            raise UserError(f"--direct_num_workers={asked} must be 0 (all cores) or more.")
+        stages = fuse(pipeline)
+        if self._scratch is not None:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="shuffle-", dir=self._scratch) as folder:
+            return Result(_run(stages, asked, Path(folder)))
+
+
+def _run(stages: Sequence[FusedStage], asked: int, folder: Path) -> int:
+    """Runs the stages one by one; returns the bytes that were shuffled."""
+    waiting: dict[str, Written] = {}
+    shuffled = 0
+    for number, stage in enumerate(stages):
+        path = folder / f"stage-{number:03d}"
+        if stage.source is None:
+            written = _run_here(stage, [], path)
+        else:
+            groups = _group(waiting.pop(stage.source.buffer, []), stage.source.grouped)
+            count = _num_workers(asked, len(groups))
+            run = _run_here if count == 1 else partial(_run_in_workers, count=count)
+            written = run(stage, groups, path)
+        for port, key, piece in written:
+            waiting.setdefault(port.buffer, []).append((port, key, piece))
+            shuffled += (len(key) + piece.size) * port.grouped
+    return shuffled
+
+
+def _group(written: Written, grouped: bool) -> list[Group]:
+    if not grouped:
+        return [(key, [piece]) for _, key, piece in written]
+    groups: dict[bytes, list[Piece]] = {}
+    for _, key, piece in written:
+        groups.setdefault(key, []).append(piece)
+    return list(groups.items())
+
+
+def _num_workers(asked: int, elements: int) -> int:
+    if asked:
+        return asked
+    count = num_cores()
+    worth_it = elements >= MIN_ELEMENTS or (elements > 1 and are_running(count))
+    return count if worth_it else 1
+
+
+def _run_here(stage: FusedStage, groups: Sequence[Group], path: Path) -> Written:
+    worker = StageWorker(stage)
+    try:
+        return _work(worker, stage, groups, path)
+    finally:
+        worker.close()
+
+
+def _work(worker: StageWorker, stage: FusedStage, groups: Sequence[Group], path: Path) -> Written:
+    """Runs a stage over groups of pieces. What it writes goes to the file `path`."""
+    written: Written = []
+    with ExitStack() as opened:
+        file = opened.enter_context(open(path, "wb"))
+        files: dict[Path, BinaryIO] = {}
+
+        def emit(port: Port, key: bytes, value: bytes) -> None:
+            written.append((port, key, Piece(path, file.tell(), len(value))))
+            file.write(value)
+
+        def read(piece: Piece) -> bytes:
+            if piece.file not in files:
+                files[piece.file] = opened.enter_context(open(piece.file, "rb"))
+            files[piece.file].seek(piece.offset)
+            return files[piece.file].read(piece.size)
+
+        if stage.source is None:
+            worker.start(emit)
+        else:
+            worker.run(((key, map(read, pieces)) for key, pieces in groups), emit)
+    return written
+
+
+def _run_in_workers(stage: FusedStage, groups: Sequence[Group], path: Path, count: int) -> Written:
+    """As `_work`, each worker on some of the groups; what they write is in the order of the groups."""
+    tasks = min(len(groups), count * TASKS_PER_WORKER)
+    if tasks == 0:
+        return []
+    limits = [len(groups) * task // tasks for task in range(tasks + 1)]
+    executor = get_workers(count).executor
+    try:
+        futures = [
+            executor.submit(
+                _task, path.name, stage, groups[start:stop], path.with_name(f"{path.name}-{start}")
+            )
+            for start, stop in pairwise(limits)
+        ]
+        # In order, so that of two broken elements it is always the same one that the user hears of.
+        return [item for future in futures for item in future.result()]
+    except BrokenProcessPool as error:
+        stop_workers()
+        raise UserError(
+            f"a worker process of {count} ended before its time, most often for want of memory (use fewer by "
+            "--runner-option=--direct_num_workers=N, or a smaller batch_rows), or because the script that calls "
+            "run_prep does so without `if __name__ == '__main__':`."
+        ) from error
+    except BaseException:
+        stop_workers()
+        raise
+
+
+def _task(name: str, stage: FusedStage, groups: Sequence[Group], path: Path) -> Written:
+    """What a worker process runs."""
+    try:
+        with quiet():
+            return _work(ready(f"{path.parent}/{name}", stage), stage, groups, path)
+    except Exception as error:
+        # Not every exception can be sent; its text can.
+        raise RuntimeError(f"{error}\n{traceback.format_exc()}") from None

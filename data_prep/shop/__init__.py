@@ -1,0 +1,1 @@
+"""The generated catalogue: photos of made-up products with messy text, and the truth apart."""

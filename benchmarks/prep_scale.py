@@ -1,8 +1,9 @@
 """What a run of `vitscale prep` on synthetic rows costs, step by step (`python benchmarks/prep.py --rows N [N ...]`).
 
 Each size runs in a process of its own, in one worker, on the rows of benchmarks/prep_rows.py, without images; a small
-run before it compiles. Of each step: CPU seconds, rows a CPU second, peak resident memory, and bytes read, written and
-shuffled. A phrase is frequent that is in `SHARE` of the records, so that all sizes have about the same vocabulary.
+run before it compiles. Of each step: CPU seconds, rows a CPU second, peak memory (own: what no file backs; peak: all
+that is resident, pages of mapped files among it), and bytes read, written and shuffled. A phrase is frequent that is in
+`SHARE` of the records, so that all sizes have about the same vocabulary.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ from data_prep.schema import ClusterConfig, PrepConfig, VocabularyConfig
 
 SHARE = 1 / 20_000
 WARM_ROWS = 2048
+SAMPLE_SECONDS = 0.02
 TARGET = 10**9
 # Steps whose cost is the vocabulary's, not the corpus's
 BY_VOCABULARY = ("cluster", "vocabulary", "phrases")
@@ -38,7 +42,8 @@ class Cost:
     """Of one step, without the steps inside it; bytes are those of this process and its children."""
 
     cpu_seconds: float = 0.0
-    peak_bytes: int = 0
+    peak_bytes: int = 0  # resident, pages of mapped files among them
+    peak_own_bytes: int = 0  # those alone that no file backs, sampled
     bytes_read: int = 0
     bytes_written: int = 0
     bytes_shuffled: int = 0
@@ -53,6 +58,13 @@ class Meter:
         self._mapped = 0
         self._shuffled = 0
         self._last = self._now()
+        self._own = 0
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def _sample(self) -> None:
+        while True:
+            self._own = max(self._own, _status("RssAnon"))
+            time.sleep(SAMPLE_SECONDS)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -78,6 +90,8 @@ class Meter:
         cost.bytes_written += int(now["written"] - self._last["written"])
         cost.bytes_shuffled += int(now["shuffled"] - self._last["shuffled"])
         cost.peak_bytes = max(cost.peak_bytes, _status("VmHWM"))
+        cost.peak_own_bytes = max(cost.peak_own_bytes, self._own)
+        self._own = 0
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         self._last = now
 
@@ -199,10 +213,24 @@ def print_sizes(rows: Sequence[int]) -> None:
         size = measure_apart(count)
         sizes.append(size)
         print(f"{count:,} rows, input {size['input_bytes'] / 1e6:,.0f} MB, {size['counts']}")
-        columns = ("CPU s", "rows/CPU s", "peak MB", "read MB", "written MB", "shuffled MB")
+        columns = (
+            "CPU s",
+            "rows/CPU s",
+            "own MB",
+            "peak MB",
+            "read MB",
+            "written MB",
+            "shuffled MB",
+        )
         print(f"{'step':<14}" + "".join(f"{name:>13}" for name in columns))
         for name, cost in size["steps"].items():
-            kinds = ("peak_bytes", "bytes_read", "bytes_written", "bytes_shuffled")
+            kinds = (
+                "peak_own_bytes",
+                "peak_bytes",
+                "bytes_read",
+                "bytes_written",
+                "bytes_shuffled",
+            )
             values = [cost["cpu_seconds"], count / max(cost["cpu_seconds"], 1e-3)]
             values += [cost[kind] / 1e6 for kind in kinds]
             print(f"{name:<14}{values[0]:>13,.1f}" + "".join(f"{v:>13,.0f}" for v in values[1:]))

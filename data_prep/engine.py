@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from data_prep.runners.quiet_beam import beam, quiet  # isort: split
@@ -253,25 +255,35 @@ def sum_to_parts(
     schema: pa.Schema,
     folder: Path,
     parts: int,
+    keep: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None,
 ) -> beam.PCollection:
-    """Counts each batch of (name, batch) and sums over the corpus into `parts` parts, by the first column modulo that.
+    """Counts each batch of (name, batch) and sums over the corpus into up to `parts` parts, by the first column
+    modulo that.
 
-    For counts that are too many for one worker.
+    For counts that are too many for one worker. `keep` picks what is written of a part's sums, sorted by their keys.
     """
     name = folder.name
 
     def divide(_: str, batch: pa.RecordBatch) -> Iterator[Keyed]:
         counts = count(batch)
         part = counts.column(0).to_numpy() % parts
-        for index in range(parts):
-            yield f"{index:03d}", counts.filter(pa.array(part == index))
+        order = np.argsort(part, kind="stable")
+        ordered, bounds = (
+            counts.take(pa.array(order)),
+            np.searchsorted(part[order], range(parts + 1)),
+        )
+        for index, (start, stop) in enumerate(pairwise(bounds.tolist())):
+            if start < stop or index == 0:  # there is a part, be it empty
+                yield f"{index:04d}", ordered.slice(start, stop - start)
 
-    return (
+    summed = (
         batches
         | f"count {name}" >> beam.FlatMapTuple(divide)
         | f"sum {name}" >> beam.CombinePerKey(SumCounts(schema))
-        | f"write {name}" >> beam.ParDo(WriteParts(folder))
     )
+    if keep is not None:
+        summed = summed | f"keep {name}" >> beam.MapTuple(lambda part, sums: (part, keep(sums)))
+    return summed | f"write {name}" >> beam.ParDo(WriteParts(folder))
 
 
 def sum_to_file(

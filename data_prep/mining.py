@@ -175,11 +175,11 @@ def count_sequences(
         name = f"ngrams-{length}"
         state.run(
             name,
-            [f"work/trie-{length}", f"work/sums/{name}.parquet"],
+            [f"work/trie-{length}", f"work/{name}"],
             lambda f=found, n=length: count_level(work, f, misspellings, n),  # type: ignore[misc]
         )
         least, default = config.min_document_frequency, work.config.language.default
-        found = vocabulary.frequent_extensions(found, work.sums(name), least, default)
+        found = vocabulary.frequent_extensions(found, work.table(name), least, default)
     return found
 
 
@@ -190,4 +190,4 @@ def count_level(
     trie = PhraseTrie.build(sequences.texts().to_pylist(), misspellings)
     store(work / f"trie-{length}", trie)
     stages.count_ngrams(work, length)
-    return {"sequences": work.sums(f"ngrams-{length}").num_rows}
+    return {"sequences": work.count(f"ngrams-{length}")}

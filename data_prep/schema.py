@@ -79,9 +79,15 @@ class EmbeddingConfig:
     dimension: int = 128
     # auto: cross_source if there are two
     context: Literal["auto", "cross_source", "record"] = "auto"
+    # drawn by a hash of the id; what pairs of phrases cost does not grow beyond them
+    max_records: int = 10_000_000
     context_smoothing: float = 0.75  # exponent of the context distribution
     shift: float = 1.0  # log(shift) is taken off the PMI
     singular_power: float = 0.5  # of the singular values in the vectors
+
+    def __post_init__(self) -> None:
+        if self.max_records < 1:
+            raise UserError(f"embedding.max_records={self.max_records} must be at least 1.")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     read    input -> checked/, signatures/, images/, rejects-read/; raises on a duplicate id
     copies  checked/ -> records/, rejects-copies/ (data_prep.copies)
     words   records/ -> words/, sums/word-counts
-    count   words/ -> sums/ngrams-<n>
+    count   words/ -> ngrams-<n>/
     match   words/ -> hits/, cooccurrence/, sums/phrase-counts, sums/language-counts,
             sums/query-counts
     label   hits/, records/ -> annotations/, candidates/, features/, sampled/, rejects-label/, sums/candidate-counts
@@ -26,6 +26,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import balance, candidates, categories, scoring, unique_ids, vocabulary
+from data_prep.counts import (
+    LANGUAGE_COUNTS_SCHEMA,
+    PHRASE_COUNTS_SCHEMA,
+    count_languages,
+    count_phrases,
+    count_searched,
+    unlabelled,
+)
 from data_prep.engine import (
     Engine,
     ReadParts,
@@ -36,7 +44,7 @@ from data_prep.engine import (
     sum_to_parts,
 )
 from data_prep.feature_table import FEATURES, SAMPLED, drawn_rows, hash_limit, sampled_rows
-from data_prep.images import REJECTS_SCHEMA, check_batch, reencode
+from data_prep.images import check_batch, reencode
 from data_prep.inputs import Piece
 from data_prep.label_space import LabelSpace
 from data_prep.language import identify_batch
@@ -49,11 +57,8 @@ from data_prep.sources import read_batches
 from data_prep.stored import load
 from data_prep.write import list_parts, read_part, write_example_shard, write_part
 
-COOCCURRENCE_PARTS = 16  # that pairs of phrases are counted in
-PHRASE_COUNTS_SCHEMA = pa.schema([("phrase_id", pa.int32()), ("count", pa.int64())])
-LANGUAGE_COUNTS_SCHEMA = pa.schema(
-    [("phrase_id", pa.int32()), ("language", pa.string()), ("count", pa.int64())]
-)
+# Batches whose counts of n-grams or of pairs of phrases add one more part to sum them in, within bounds
+BATCHES_PER_PART, MIN_PARTS, MAX_PARTS = 32, 16, 1024
 COUNT, ACCEPTED, REJECTED = "count", "accepted", "rejected"
 CHECKED = "checked"  # parts of records whose copies are still among them
 REPEATED = "repeated-ids"  # hashes that more than one id has
@@ -89,6 +94,15 @@ class Work:
 
     def sums(self, name: str) -> pa.Table:
         return pa.Table.from_batches([read_part(self / "sums", name)])
+
+    def table(self, name: str) -> pa.Table:
+        """All parts of a stage, in memory."""
+        return pa.Table.from_batches(list(self.parts(name)))
+
+    def num_parts(self, name: str) -> int:
+        """In how many parts a stage's counts are summed, so that each is small enough for a worker."""
+        wanted = len(list_parts(self / name)) // BATCHES_PER_PART
+        return min(max(wanted, MIN_PARTS), MAX_PARTS)
 
     def count(self, name: str) -> int:
         """Rows of all parts of a stage."""
@@ -195,8 +209,11 @@ def count_ngrams(work: Work, length: int) -> None:
             | "parts" >> beam.Create(list_parts(work / "words"))
             | "read" >> beam.ParDo(ReadParts([work / "words"]))
         )
-        schema = vocabulary.EXTENSION_COUNTS_SCHEMA
-        sum_to_file(words, Loaded(load_count), schema, work / "sums", name)
+        keep = partial(
+            vocabulary.frequent_only, least=work.config.vocabulary.min_document_frequency
+        )
+        schema, parts = vocabulary.EXTENSION_COUNTS_SCHEMA, work.num_parts("words")
+        sum_to_parts(words, Loaded(load_count), schema, work / name, parts, keep)
 
 
 def match(work: Work, num_phrases: int) -> None:
@@ -230,13 +247,31 @@ def match(work: Work, num_phrases: int) -> None:
             queries = np.array([source.role == "query" for source in config.sources])
             searched = partial(count_searched, queries=queries)
             sum_to_file(hits, searched, PHRASE_COUNTS_SCHEMA, sums, "query-counts")
+        parts = work.num_parts("words")
+        counted = hits | "draw" >> beam.ParDo(Stage(partial(_load_drawn, work)))
         pairs = partial(candidates.count_cooccurrence, num_phrases=num_phrases, context=context)
         schema, folder = candidates.COUNTS_SCHEMA, work / "cooccurrence"
-        sum_to_parts(hits, pairs, schema, folder, COOCCURRENCE_PARTS)
+        sum_to_parts(counted, pairs, schema, folder, parts)
         if config.category_field:
             spread = hits | "categories" >> beam.ParDo(Stage(partial(_load_spread, work)))
             schema, folder = categories.PHRASE_CATEGORIES_SCHEMA, work / "phrase-categories"
-            sum_to_parts(spread, _same, schema, folder, COOCCURRENCE_PARTS)
+            sum_to_parts(spread, _same, schema, folder, parts)
+
+
+def _load_drawn(work: Work) -> Callable[..., Iterator[tuple[str, pa.RecordBatch]]]:
+    """Keeps the hits of the records whose pairs are counted, drawn by a hash of their id."""
+    records, wanted = work.count("records"), work.config.embedding.max_records
+    limit, seed = hash_limit(wanted, records), work.config.seed + 1  # not the records to be judged
+
+    def draw(name: str, hits: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+        if records > wanted:
+            ids = read_part(work / "records", name, ["id"]).column("id")
+            drawn = np.zeros(len(ids), bool)
+            drawn[drawn_rows(ids, limit, seed)] = True
+            hits = hits.filter(pa.array(drawn[hits.column("record").to_numpy()]))
+        yield name, hits
+
+    return draw
 
 
 def _load_spread(work: Work) -> Callable[..., Iterator[tuple[str, pa.RecordBatch]]]:
@@ -344,47 +379,3 @@ def shard(work: Work, folder: Path, plans: list[tuple[str, int, int]]) -> None:
             | "write shard" >> beam.ParDo(Stage(lambda: write))
             | "write digest" >> beam.ParDo(WriteParts(work / "shards"))
         )
-
-
-def count_phrases(hits: pa.RecordBatch) -> pa.RecordBatch:
-    """In how many records of a `HITS_SCHEMA` batch each phrase is (`PHRASE_COUNTS_SCHEMA`)."""
-    record = hits.column("record").to_numpy().astype(np.int64)
-    pairs = np.unique(record << 32 | hits.column("phrase_id").to_numpy())
-    phrase, count = np.unique(pairs & 0xFFFFFFFF, return_counts=True)
-    arrays = [pa.array(phrase, pa.int32()), pa.array(count, pa.int64())]
-    return pa.RecordBatch.from_arrays(arrays, schema=PHRASE_COUNTS_SCHEMA)
-
-
-def count_searched(hits: pa.RecordBatch, queries: np.ndarray) -> pa.RecordBatch:
-    """`count_phrases` of the hits in query sources alone; `queries [S] bool` tells which those are."""
-    return count_phrases(hits.filter(pa.array(queries[hits.column("source").to_numpy()])))
-
-
-def count_languages(hits: pa.RecordBatch) -> pa.RecordBatch:
-    """How many sources in each language hold each phrase (`LANGUAGE_COUNTS_SCHEMA`)."""
-    language = hits.column("language")
-    code = language.indices.to_numpy().astype(np.int64)
-    pairs = hits.column("phrase_id").to_numpy().astype(np.int64) << 32 | code
-    pair, count = np.unique(pairs, return_counts=True)
-    arrays = [
-        pa.array(pair >> 32, pa.int32()),
-        language.dictionary.take(pa.array(pair & 0xFFFFFFFF)),
-        pa.array(count, pa.int64()),
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=LANGUAGE_COUNTS_SCHEMA)
-
-
-def unlabelled(
-    records: pa.RecordBatch, picked: pa.RecordBatch, with_text: np.ndarray
-) -> pa.RecordBatch:
-    """The rejects among `records`: those that no label was picked for, by whether they have words."""
-    rest = np.setdiff1d(np.arange(records.num_rows), picked.column("record").to_numpy())
-    has_text = np.isin(rest, with_text)
-    return pa.RecordBatch.from_arrays(
-        [
-            records.column("id").take(pa.array(rest, pa.int64())),
-            pa.array(np.where(has_text, "label", "text").tolist(), pa.string()),
-            pa.array(np.where(has_text, "no label", "no text").tolist(), pa.string()),
-        ],
-        schema=REJECTS_SCHEMA,
-    )

@@ -96,6 +96,15 @@ def frequent_words(
     return single_words(found.take(pa.array(order)), total[order], main[order], names)
 
 
+def frequent_only(counts: pa.RecordBatch, least: int) -> pa.RecordBatch:
+    """The rows of sums (`EXTENSION_COUNTS_SCHEMA`, sorted) whose sequence `least` records hold, in all languages."""
+    key = counts.column("prefix").to_numpy().astype(np.int64) << 32 | counts.column("word")
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    total = np.add.reduceat(counts.column("count").to_numpy(), first) if len(key) else key
+    rows = np.diff(np.append(first, len(key)))
+    return counts.filter(pa.array(np.repeat(total >= least, rows)))
+
+
 def frequent_extensions(
     sequences: Sequences, counts: pa.Table, least: int, default: str
 ) -> Sequences:

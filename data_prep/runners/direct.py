@@ -28,6 +28,7 @@ from data_prep.runners.workers import are_running, get_workers, num_cores, stop_
 from vitscale.errors import UserError
 
 MIN_ELEMENTS = 32  # that are worth the seconds in which worker processes start
+MAX_BUNDLE = 64  # elements whose partial sums are in memory at a time
 TASKS_PER_WORKER = 8  # so that no worker waits long for the last one
 
 
@@ -131,8 +132,10 @@ def _work(worker: StageWorker, stage: FusedStage, groups: Sequence[Group], path:
 
         if stage.source is None:
             worker.start(emit)
-        else:
-            worker.run(((key, map(read, pieces)) for key, pieces in groups), emit)
+            return written
+        for start in range(0, len(groups), MAX_BUNDLE):
+            bundle = groups[start : start + MAX_BUNDLE]
+            worker.run(((key, map(read, pieces)) for key, pieces in bundle), emit)
     return written
 
 

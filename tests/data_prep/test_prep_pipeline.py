@@ -13,7 +13,7 @@ from prep_catalogue import COLOURS, TYPES, config, jpeg, records, write_catalogu
 
 from data_prep import pipeline
 from data_prep.pipeline import run_prep
-from data_prep.schema import ClusterConfig, ScoringConfig, SplitConfig
+from data_prep.schema import ClusterConfig, EmbeddingConfig, ScoringConfig, SplitConfig
 from data_prep.scorer import TreeScorer, load_scorer, save_scorer
 from data_prep.summary import prep_summary
 from vitscale.cli import main
@@ -162,6 +162,19 @@ def test_the_result_depends_on_input_config_and_seed_alone(done: Path, tmp_path:
     run_prep(config(batch_rows=17), path, tmp_path / "c")
     assert digests(tmp_path / "a") == digests(tmp_path / "b") == digests(tmp_path / "c")
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_pairs_are_counted_on_a_sample_that_does_not_depend_on_the_batches(tmp_path: Path) -> None:
+    path = write_catalogue(tmp_path / "in", records(150))
+    changes: dict[str, Any] = {"image_field": None, "embedding": EmbeddingConfig(max_records=40)}
+    run_prep(config(**changes), path, tmp_path / "a")
+    run_prep(config(**changes, batch_rows=17), path, tmp_path / "b")
+    run_prep(config(image_field=None), path, tmp_path / "all")
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    sizes = [len(rows_of(tmp_path / name, "vocabulary")) for name in ("a", "all")]
+    assert sizes[0] == sizes[1]  # of all records
+    scores = [rows_of(tmp_path / name, "annotations") for name in ("a", "all")]
+    assert scores[0] != scores[1]  # specificity is of the sample
 
 
 def test_phrases_can_be_the_label_space_and_text_needs_no_images(tmp_path: Path) -> None:

@@ -25,9 +25,11 @@ from data_prep.schema_text import TextConfig
 from data_prep.selection import collocation, select_phrases
 from data_prep.sequences import Sequences, single_words
 from data_prep.vocabulary import (
+    EXTENSION_COUNTS_SCHEMA,
     count_extensions,
     count_words,
     frequent_extensions,
+    frequent_only,
     frequent_words,
 )
 from data_prep.word_forms import STOP_WORDS
@@ -55,6 +57,19 @@ def mine(batch: pa.RecordBatch, least: int = 2, longest: int = 4) -> Sequences:
         extensions = pa.Table.from_batches([count_extensions(batch, trie, length)])
         found = frequent_extensions(found, extensions, least, "und")
     return found
+
+
+def test_only_frequent_sums_are_kept_whatever_their_languages() -> None:
+    rows = [(0, 1, "de", 2), (0, 1, "en", 1), (0, 2, "en", 2), (3, 0, "de", 1), (3, 0, None, 2)]
+    names = EXTENSION_COUNTS_SCHEMA.names
+    batch = pa.RecordBatch.from_pylist(
+        [dict(zip(names, row, strict=True)) for row in rows],
+        schema=EXTENSION_COUNTS_SCHEMA,
+    )
+    kept = frequent_only(batch, 3)
+    assert [tuple(row.values()) for row in kept.to_pylist()] == [rows[0], rows[1], rows[3], rows[4]]
+    assert frequent_only(batch.slice(0, 0), 3).num_rows == 0
+    assert frequent_only(batch, 1).equals(batch)
 
 
 def counts_of(sequences: Sequences) -> dict[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from apache_beam.runners.runner import PipelineRunner
 
 from data_prep.write import read_part, write_part
 from vitscale.errors import UserError
+from vitscale.progress import Task
 
 DIRECT, SPARK = ("direct", "directrunner"), ("pyspark", "pysparkrunner")  # ours; others are Beam's
 COMPACT_ROWS = 1_000_000  # of unsummed counts that an accumulator holds
@@ -94,6 +96,40 @@ class Traffic:
         self.shuffled = None if self.shuffled is None or more is None else self.shuffled + more
 
 
+@dataclass
+class Reporter:
+    """Shows how far a step is, once it has taken `patience` seconds: a bar on a terminal, else a line now and then."""
+
+    patience: float = 5.0
+    step: str = ""
+    _began: float = field(default=0.0, init=False)
+    _task: Task | None = field(default=None, init=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reporter, (self.patience,)  # what travels to workers shows nothing
+
+    def begin(self, step: str) -> None:
+        self.step = step
+
+    def tell(self, done: int, total: int) -> None:
+        """Of one pass of the step: `done` of `total` parts of the corpus (or of its counts)."""
+        if not self._began:
+            self._began = time.monotonic()
+        if self._task is None and done < total and time.monotonic() - self._began > self.patience:
+            self._task = Task(self.step, total, done)
+            self._task.__enter__()
+        if self._task is not None:
+            self._task.update(done, "parts", total=total)
+        if done >= total:
+            self.end()
+
+    def end(self) -> None:
+        """The pass is over, or has failed."""
+        if self._task is not None:
+            self._task.__exit__(None, None, None)
+        self._task, self._began = None, 0.0
+
+
 @dataclass(frozen=True)
 class Engine:
     """A Beam runner by name, with its own options as on Beam's command line.
@@ -105,6 +141,7 @@ class Engine:
     options: tuple[str, ...] = ()
     scratch: Path | None = None  # where the direct runner's shuffles wait; default: the system's
     traffic: Traffic = field(default_factory=Traffic, compare=False, repr=False)
+    reporter: Reporter = field(default_factory=Reporter, compare=False, repr=False)
 
     @contextmanager
     def pipeline(self) -> Iterator[beam.Pipeline]:
@@ -123,6 +160,8 @@ class Engine:
                 if match is None:
                     raise
                 raise UserError(match[1]) from None
+            finally:
+                self.reporter.end()
         self.traffic.add(result)
 
     def _runner(self) -> str | PipelineRunner:
@@ -130,7 +169,7 @@ class Engine:
         if name in DIRECT:
             from data_prep.runners.direct import DirectRunner
 
-            return DirectRunner(self.scratch)
+            return DirectRunner(self.scratch, self.reporter.tell)
         if name in SPARK:
             from data_prep.runners.spark import SparkRunner
 

@@ -106,7 +106,8 @@ def run_prep(
     work = Work(folder / "work", engine, config)
     with lock_folder(folder):
         inputs = digest_inputs(config, files)
-        state = RunState(folder, identity(config, inputs, root.resolve()))
+        known = identity(config, inputs, root.resolve())
+        state = RunState(folder, known, engine.reporter.begin)
         _run(work, state, files, root.resolve(), folder, inputs)
         clear(folder)
         if output.exists():

@@ -28,10 +28,19 @@ CLOCKS: dict[str, Callable[[], float]] = {"seconds": time.monotonic, "cpu_second
 
 
 class RunState:
-    """The steps of the run in `folder`; `identity` is all that its result depends on."""
+    """The steps of the run in `folder`; `identity` is all that its result depends on.
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    `announce` hears the name of each step that runs, when it begins.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        announce: Callable[[str], None] = lambda name: None,
+    ) -> None:
         self._folder = folder
+        self._announce = announce
         self._text = json.dumps(identity, sort_keys=True, indent=1, ensure_ascii=False)
         self._spent = dict.fromkeys(CLOCKS, 0.0)  # by the steps that ran in this process
         self._prepare()
@@ -56,6 +65,7 @@ class RunState:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+        self._announce(name)
         before = {kind: (clock(), self._spent[kind]) for kind, clock in CLOCKS.items()}
         found = json.loads(json.dumps(step()))
         taken = {}

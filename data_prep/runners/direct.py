@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ class Piece:
 
 Group = tuple[bytes, list[Piece]]  # key -> its values
 Written = list[tuple[Port, bytes, Piece]]
+Tell = Callable[[int, int], None]  # elements done, of all
 
 
 class DirectRunner(PipelineRunner):
@@ -52,11 +53,13 @@ class DirectRunner(PipelineRunner):
 
     Args:
       scratch: where shuffles wait; default: the system's folder for temporary files.
+      tell: hears how many elements of a stage are done, as it goes on.
     """
 
-    def __init__(self, scratch: Path | None = None) -> None:
+    def __init__(self, scratch: Path | None = None, tell: Tell = lambda done, total: None) -> None:
         super().__init__()
         self._scratch = scratch
+        self._tell = tell
 
     def run_pipeline(self, pipeline: Pipeline, options: PipelineOptions) -> Result:
         asked = options.view_as(DirectOptions).direct_num_workers
@@ -66,22 +69,22 @@ class DirectRunner(PipelineRunner):
         if self._scratch is not None:
             self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="shuffle-", dir=self._scratch) as folder:
-            return Result(_run(stages, asked, Path(folder)))
+            return Result(_run(stages, asked, Path(folder), self._tell))
 
 
-def _run(stages: Sequence[FusedStage], asked: int, folder: Path) -> int:
+def _run(stages: Sequence[FusedStage], asked: int, folder: Path, tell: Tell) -> int:
     """Runs the stages one by one; returns the bytes that were shuffled."""
     waiting: dict[str, Written] = {}
     shuffled = 0
     for number, stage in enumerate(stages):
         path = folder / f"stage-{number:03d}"
         if stage.source is None:
-            written = _run_here(stage, [], path)
+            written = _run_here(stage, [], path, tell)
         else:
             groups = _group(waiting.pop(stage.source.buffer, []), stage.source.grouped)
             count = _num_workers(asked, len(groups))
             run = _run_here if count == 1 else partial(_run_in_workers, count=count)
-            written = run(stage, groups, path)
+            written = run(stage, groups, path, tell)
         for port, key, piece in written:
             waiting.setdefault(port.buffer, []).append((port, key, piece))
             shuffled += (len(key) + piece.size) * port.grouped
@@ -105,15 +108,17 @@ def _num_workers(asked: int, elements: int) -> int:
     return count if worth_it else 1
 
 
-def _run_here(stage: FusedStage, groups: Sequence[Group], path: Path) -> Written:
+def _run_here(stage: FusedStage, groups: Sequence[Group], path: Path, tell: Tell) -> Written:
     worker = StageWorker(stage)
     try:
-        return _work(worker, stage, groups, path)
+        return _work(worker, stage, groups, path, tell)
     finally:
         worker.close()
 
 
-def _work(worker: StageWorker, stage: FusedStage, groups: Sequence[Group], path: Path) -> Written:
+def _work(
+    worker: StageWorker, stage: FusedStage, groups: Sequence[Group], path: Path, tell: Tell
+) -> Written:
     """Runs a stage over groups of pieces. What it writes goes to the file `path`."""
     written: Written = []
     with ExitStack() as opened:
@@ -136,12 +141,15 @@ def _work(worker: StageWorker, stage: FusedStage, groups: Sequence[Group], path:
         for start in range(0, len(groups), MAX_BUNDLE):
             bundle = groups[start : start + MAX_BUNDLE]
             worker.run(((key, map(read, pieces)) for key, pieces in bundle), emit)
+            tell(start + len(bundle), len(groups))
     return written
 
 
-def _run_in_workers(stage: FusedStage, groups: Sequence[Group], path: Path, count: int) -> Written:
+def _run_in_workers(
+    stage: FusedStage, groups: Sequence[Group], path: Path, tell: Tell, count: int
+) -> Written:
     """As `_work`, each worker on some of the groups; what they write is in the order of the groups."""
-    tasks = min(len(groups), count * TASKS_PER_WORKER)
+    tasks = min(len(groups), max(count * TASKS_PER_WORKER, len(groups) // MAX_BUNDLE))
     if tasks == 0:
         return []
     limits = [len(groups) * task // tasks for task in range(tasks + 1)]
@@ -153,8 +161,12 @@ def _run_in_workers(stage: FusedStage, groups: Sequence[Group], path: Path, coun
             )
             for start, stop in pairwise(limits)
         ]
+        written: Written = []
         # In order, so that of two broken elements it is always the same one that the user hears of.
-        return [item for future in futures for item in future.result()]
+        for future, stop in zip(futures, limits[1:], strict=True):
+            written += future.result()
+            tell(stop, len(groups))
+        return written
     except BrokenProcessPool as error:
         stop_workers()
         raise UserError(
@@ -171,7 +183,9 @@ def _task(name: str, stage: FusedStage, groups: Sequence[Group], path: Path) -> 
     """What a worker process runs."""
     try:
         with quiet():
-            return _work(ready(f"{path.parent}/{name}", stage), stage, groups, path)
+            return _work(
+                ready(f"{path.parent}/{name}", stage), stage, groups, path, lambda done, total: None
+            )
     except Exception as error:
         # Not every exception can be sent; its text can.
         raise RuntimeError(f"{error}\n{traceback.format_exc()}") from None

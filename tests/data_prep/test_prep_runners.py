@@ -17,6 +17,7 @@ import pytest
 from data_prep.engine import (
     Engine,
     RecordBatchCoder,
+    Reporter,
     Stage,
     TablesCoder,
     beam,
@@ -286,3 +287,22 @@ def test_coders_give_back_what_they_got() -> None:
     assert coder.decode(coder.encode([]))[0].equals(SCHEMA.empty_table())
     assert coder == TablesCoder(SCHEMA)
     assert coder != TablesCoder(pa.schema([("count", pa.int64())]))
+
+
+@pytest.mark.parametrize("options", [ONE, TWO])
+def test_a_long_step_tells_how_far_it_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    engine = Engine("direct", options, reporter=Reporter(patience=-1.0))
+    engine.reporter.begin("numbers")
+    run_sums(engine, tmp_path, 130)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("numbers: ")]
+    assert any(line.startswith("numbers: 130/130 parts") for line in lines)
+
+    def fail(element: int) -> Iterator[None]:
+        raise UserError(f"number {element} is bad")
+        yield
+
+    with pytest.raises(UserError, match="number 0 is bad"), engine.pipeline() as p:
+        _ = p | beam.Create(list(range(70))) | beam.ParDo(Stage(lambda: fail))
+    assert engine.reporter._task is None

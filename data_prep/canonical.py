@@ -196,15 +196,6 @@ def canonical_ids(phrases: Sequence[str], pairs: Sequence[tuple[str, str]]) -> n
     return np.array([place[target.get(phrase, phrase)] for phrase in phrases], np.int32)
 
 
-def deletions(word: str, count: int) -> set[str]:
-    """The word and everything that deleting up to `count` letters makes of it."""
-    found = level = {word}
-    for _ in range(count):
-        level = set(_one_less(level))
-        found = found | level
-    return found
-
-
 def edit_distance(a: str, b: str) -> int:
     """Optimal string alignment distance: insertions, deletions, substitutions, swaps of neighbours."""
     before: list[int] = []
@@ -231,9 +222,3 @@ def _spelled(
     edits = np.where(lengths >= 2 * config.spelling_min_length, 2, 1)[fits]
     chosen = words.filter(pa.array(fits)).to_pylist()
     return word_list(np.array(chosen, np.str_), counts[fits], edits), chosen
-
-
-def _one_less(words: Iterable[str]) -> Iterator[str]:
-    for word in words:
-        for i in range(len(word)):
-            yield word[:i] + word[i + 1 :]

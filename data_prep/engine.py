@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from data_prep.runners.quiet_beam import beam, quiet  # isort: split
 
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
 from data_prep.write import read_part, write_part
@@ -179,20 +179,25 @@ class Engine:
     def _options(self) -> PipelineOptions:
         name = self.runner.lower()
         if name in DIRECT:
-            _check_options(self.runner, self.options, DirectOptions)
+            _check_options(self.runner, self.options, _add_direct_options)
             # Beam's default is one worker, ours is as many as are worth it.
             return PipelineOptions(["--direct_num_workers=0", *self.options])
         if name in SPARK:
             from data_prep.runners.spark import SparkOptions
 
-            _check_options(self.runner, self.options, SparkOptions)
+            _check_options(self.runner, self.options, SparkOptions._add_argparse_args)
         return PipelineOptions(list(self.options))
 
 
-def _check_options(runner: str, options: Sequence[str], known: type[PipelineOptions]) -> None:
+def _add_direct_options(parser: argparse.ArgumentParser) -> None:
+    """The one of Beam's `DirectOptions` that our runner reads."""
+    parser.add_argument("--direct_num_workers", type=int)
+
+
+def _check_options(runner: str, options: Sequence[str], add_known: Callable[[Any], None]) -> None:
     """Raises `UserError` for an option that Beam would drop in silence."""
     parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False, add_help=False)
-    known._add_argparse_args(parser)  # type: ignore[arg-type]
+    add_known(parser)
     try:
         unknown = parser.parse_known_args(list(options))[1]
     except argparse.ArgumentError as error:

@@ -18,6 +18,7 @@ from data_prep.write import (
     write_part,
 )
 from vitscale.data.records import write_classes, write_index, write_tfds_metadata
+from vitscale.errors import UserError
 
 
 def plan_shards(work: Work, folder: Path) -> list[tuple[str, int, int]]:
@@ -92,6 +93,11 @@ def _stream(file: pq.ParquetFile, column: str) -> Iterator[float]:
 
 def _write_plan(work: Work, split: str, sizes: dict[str, int], rows: pa.Table) -> None:
     index = sizes.setdefault(split, 0)
-    batch = rows.combine_chunks().to_batches()[0]
-    write_part(work / "plans", f"{split}-{index:05d}", batch)
+    batches = rows.combine_chunks().to_batches()
+    if len(batches) > 1:  # Arrow holds no more in one
+        raise UserError(
+            f"a shard of {rows.num_rows} examples would hold more than 2 GiB of images; "
+            "set a smaller examples_per_shard."
+        )
+    write_part(work / "plans", f"{split}-{index:05d}", batches[0])
     sizes[split] = index + 1

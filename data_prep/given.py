@@ -8,6 +8,7 @@ are what texts are searched for.
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ from data_prep.schema_text import TextConfig
 from data_prep.text import tokenize
 from vitscale.errors import UserError
 
-COLUMNS = ("phrase", "synonyms", "language")
 BATCH_ROWS = 65_536
 TOLD = 3  # conflicts that an error lists
 
@@ -194,7 +194,8 @@ def _rows(path: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
         yield from iterate_rows(path, BATCH_ROWS)
         return
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than many synonyms
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             for row in reader:
                 if None in row:
@@ -202,6 +203,8 @@ def _rows(path: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
                 yield reader.line_num, row
     except UnicodeDecodeError as error:
         raise UserError(f"vocabulary.given {path} is not valid UTF-8: {error.reason}.") from error
+    except csv.Error as error:
+        raise UserError(f"vocabulary.given {path} cannot be read: {error}.") from error
 
 
 def _spell(texts: Sequence[str], config: TextConfig) -> list[str]:

@@ -271,6 +271,9 @@ def _iterate_csv(path: Path) -> Iterator[tuple[Place, Row]]:
     csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long description
     with io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)  # else an open quote swallows the rest
+        names = [name for name in reader.fieldnames or () if name]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"input {path}: the header names {twice[0]!r} twice.")
         for row in reader:
             if None in row or any(value is None for value in row.values()):
                 raise UserError(

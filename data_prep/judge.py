@@ -8,6 +8,8 @@ probability with which it was drawn, by which an estimate undoes the balance (Ho
 from __future__ import annotations
 
 import csv
+import io
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,14 +236,17 @@ def _read_csv(path: Path) -> Iterable[tuple[int, Mapping[str, str]]]:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets add a mark
     except UnicodeDecodeError as error:
         raise UserError(f"judgements {path} is not valid UTF-8: {error.reason}.") from error
-    lines = text.splitlines(keepends=True)
-    header = lines[0] if lines else ""
+    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long text
+    header = text.partition("\n")[0]
     delimiter = ";" if header.count(";") > header.count(",") else ","
-    reader = csv.DictReader(lines, delimiter=delimiter, restval="")
-    missing = [n for n in ("id", "phrase", "correct") if n not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(f"judgements {path} has no column {', '.join(missing)}.")
-    return [(reader.line_num, row) for row in reader]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
+    try:
+        missing = [n for n in ("id", "phrase", "correct") if n not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"judgements {path} has no column {', '.join(missing)}.")
+        return [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise UserError(f"judgements {path}, line {reader.line_num}: {error}.") from error
 
 
 def _probability(path: Path, line: int, row: Mapping[str, str]) -> float:

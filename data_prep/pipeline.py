@@ -48,7 +48,17 @@ from vitscale.errors import UserError
 
 log = logging.getLogger("vitscale.prep")
 PACKAGES = (
-    *("vitscale", "numpy", "scipy", "pyarrow", "pillow", "apache-beam", "array-record", "jax"),
+    *(
+        "vitscale",
+        "numpy",
+        "numba",
+        "scipy",
+        "pyarrow",
+        "pillow",
+        "apache-beam",
+        "array-record",
+        "jax",
+    ),
     *("py3langid", "snowballstemmer", "stop-words"),
 )
 # What each step writes, so that what a killed one left is removed before it runs again.
@@ -105,6 +115,7 @@ def run_prep(
     engine = Engine(runner, tuple(runner_options), folder / "work" / "shuffles")
     work = Work(folder / "work", engine, config)
     with lock_folder(folder):
+        shutil.rmtree(folder / "work" / "shuffles", ignore_errors=True)  # of a run that was killed
         inputs = digest_inputs(config, files)
         known = identity(config, inputs, root.resolve())
         state = RunState(folder, known, engine.reporter.begin)
@@ -138,8 +149,17 @@ def identity(config: PrepConfig, inputs: Mapping[str, str], root: Path) -> dict[
         "config": dataclasses.asdict(config),
         "input": dict(inputs),
         "image_root": str(root),
+        "evaluation_folders": {
+            s.path: _listing(Path(s.path)) for s in config.dedup.evaluation_sets
+        },
         "versions": _versions(),
     }
+
+
+def _listing(folder: Path) -> list[list[object]]:
+    """Names and bytes of all files in a folder; none of a file, whose digest is known."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [[str(path.relative_to(folder)), path.stat().st_size] for path in files]
 
 
 def _run(
@@ -159,6 +179,7 @@ def _run(
         copies = state.run("copies", [f"work/{n}" for n in COPIES_FOLDERS], lambda: _copies(work))
         described["copies"], accepted = copies["figures"], copies["kept"]
     if accepted == 0:
+        state.forget("copies")  # images of the evaluation sets may change
         raise UserError("every record is a copy of an image of an evaluation set; none is left.")
     state.run("words", [f"work/{n}" for n in WORDS_OUTPUTS], lambda: _words(work))
 
@@ -349,13 +370,13 @@ def _write_manifest(
         "rejects": dict(sorted(rejects.items())),
         **described,
         "files": {name: {"rows": t.rows, "sha256": t.sha256} for name, t in sorted(tables.items())},
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": _versions(),
     }
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"python": platform.python_version()}  # with its tables of Unicode
     for package in PACKAGES:
         try:
             found[package] = version(package)

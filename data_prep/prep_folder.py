@@ -103,21 +103,25 @@ class PrepFolder:
         waiting: list[pa.RecordBatch] = []
         for piece in pieces:
             ids, found = piece.batch.column("id"), []
-            last = pa.array([ids[-1].as_py()], pa.string())
+            last, seen = ids[-1].as_py(), False
             while True:
                 for batch in waiting:
                     row = pc.index_in(batch.column("id"), value_set=ids)
                     columns = [row, batch.column("phrase_id"), batch.column("score")]
                     table = pa.table(columns, names=["row", "phrase_id", "score"])
                     found.append(table.filter(pc.is_valid(table["row"])))
-                # The batch that ends a piece begins the next.
-                if waiting and pc.any(pc.is_in(waiting[-1].column("id"), value_set=last)).as_py():
+                    held = batch.column("id")
+                    seen = seen or bool(pc.any(pc.equal(held, last)).as_py())
+                # The batch that ends a piece begins the next; its last record may go on in another.
+                if seen and waiting[-1].column("id")[-1].as_py() != last:
                     break
                 following = next(batches, None)
+                if following is None and seen:
+                    break
                 if following is None:
                     raise UserError(
                         f"{self.folder}/annotations.parquet does not have the records of labels.parquet in "
-                        f"their order: {last[0].as_py()!r} is not there."
+                        f"their order: {last!r} is not there."
                     )
                 waiting = [following]
             yield piece, pa.concat_tables(found)

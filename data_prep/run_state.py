@@ -82,7 +82,7 @@ class RunState:
 
     def forget(self, name: str) -> None:
         """Lets a step run again in the next run."""
-        self._marker(name).unlink()
+        self._marker(name).unlink(missing_ok=True)
 
     def seconds(self, kind: str = "seconds") -> dict[str, float]:
         """Wall or CPU seconds (`kind="cpu_seconds"`, of all processes) of each step done so far, in order."""
@@ -114,6 +114,9 @@ class RunState:
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Keeps other runs out of `folder` as long as the block lasts; the system frees it when the process dies."""
+    in_use = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    if in_use and not (folder / LOCK).exists():  # which is made first and goes last
+        raise UserError(f"{folder} is in the way and holds no stopped run; move or remove it.")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:

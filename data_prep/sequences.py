@@ -41,10 +41,6 @@ class Sequences:
     def longest(self) -> int:
         return len(self.starts) - 1
 
-    def lengths(self) -> np.ndarray:
-        """`[N] int64`: words of each."""
-        return np.repeat(np.arange(1, self.longest + 1), np.diff(self.starts))
-
     def texts(self) -> pa.StringArray:
         """`[N]`: the words of each, joined by one space."""
         parts = [self.words]

@@ -366,8 +366,8 @@ def _languages(folder: Path) -> tuple[LanguageSummary, ...]:
         for batch in file.iter_batches(columns=["language"]):
             counts.update(_tally(batch.column(0)))
     return tuple(
-        LanguageSummary(name or "und", count, annotations[name])
-        for name, count in sorted(phrases.items(), key=lambda item: (-item[1], str(item[0])))
+        LanguageSummary(name or "und", phrases[name], annotations[name])
+        for name in sorted(phrases.keys() | annotations.keys(), key=lambda n: (-phrases[n], str(n)))
     )
 
 

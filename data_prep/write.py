@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitscale.data.records import Example, Labels, shard_name, write_shard
+from vitscale.errors import UserError
 
 ROW_GROUP = 65_536
 SHARD_PLAN_SCHEMA = pa.schema(
@@ -45,7 +46,12 @@ def write_part(folder: Path, name: str, batch: pa.RecordBatch) -> None:
 def read_part(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.RecordBatch:
     path = folder / f"{name}.parquet"
     table = pq.read_table(path, columns=columns, memory_map=True).combine_chunks()
-    return next(iter(table.to_batches()), pa.RecordBatch.from_pylist([], schema=table.schema))
+    batches = table.to_batches()
+    if len(batches) > 1:  # Arrow holds no more than 2 GiB of bytes in one
+        raise UserError(
+            f"part {path} holds more than 2 GiB; start again with a smaller batch_rows."
+        )
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
 def list_parts(folder: Path) -> list[str]:

@@ -95,6 +95,8 @@ def _refine(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from data_prep.refine import run_refine
     from data_prep.schema_refine import RefineConfig
 
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size {arguments.batch_size} must be at least 1.")
     config = RefineConfig(
         arguments.drop_below, arguments.add_above, weights=arguments.label_weights
     )

@@ -28,6 +28,7 @@ from data_prep.runners.workers import are_running, get_workers, num_cores, stop_
 from vitscale.errors import UserError
 
 MIN_ELEMENTS = 32  # that are worth the seconds in which worker processes start
+MAX_OPEN = 128  # files of a shuffle that a process reads at a time
 MAX_BUNDLE = 64  # elements whose partial sums are in memory at a time
 TASKS_PER_WORKER = 8  # so that no worker waits long for the last one
 
@@ -39,6 +40,28 @@ class Piece:
     file: Path
     offset: int
     size: int
+
+
+class PieceReader:
+    """Reads pieces of many files, of which few are open at a time."""
+
+    def __init__(self) -> None:
+        self.files: dict[Path, BinaryIO] = {}
+
+    def __enter__(self) -> PieceReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def read(self, piece: Piece) -> bytes:
+        if piece.file not in self.files:
+            if len(self.files) >= MAX_OPEN:
+                self.files.pop(next(iter(self.files))).close()
+            self.files[piece.file] = open(piece.file, "rb")  # noqa: SIM115
+        self.files[piece.file].seek(piece.offset)
+        return self.files[piece.file].read(piece.size)
 
 
 Group = tuple[bytes, list[Piece]]  # key -> its values
@@ -68,7 +91,9 @@ class DirectRunner(PipelineRunner):
         stages = fuse(pipeline)
         if self._scratch is not None:
             self._scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="shuffle-", dir=self._scratch) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix="shuffle-", dir=self._scratch, ignore_cleanup_errors=True
+        ) as folder:
             return Result(_run(stages, asked, Path(folder), self._tell))
 
 
@@ -123,24 +148,18 @@ def _work(
     written: Written = []
     with ExitStack() as opened:
         file = opened.enter_context(open(path, "wb"))
-        files: dict[Path, BinaryIO] = {}
+        pieces_read = opened.enter_context(PieceReader())
 
         def emit(port: Port, key: bytes, value: bytes) -> None:
             written.append((port, key, Piece(path, file.tell(), len(value))))
             file.write(value)
-
-        def read(piece: Piece) -> bytes:
-            if piece.file not in files:
-                files[piece.file] = opened.enter_context(open(piece.file, "rb"))
-            files[piece.file].seek(piece.offset)
-            return files[piece.file].read(piece.size)
 
         if stage.source is None:
             worker.start(emit)
             return written
         for start in range(0, len(groups), MAX_BUNDLE):
             bundle = groups[start : start + MAX_BUNDLE]
-            worker.run(((key, map(read, pieces)) for key, pieces in bundle), emit)
+            worker.run(((key, map(pieces_read.read, pieces)) for key, pieces in bundle), emit)
             tell(start + len(bundle), len(groups))
     return written
 

@@ -56,6 +56,8 @@ class SparkRunner(PipelineRunner):
     def run_pipeline(self, pipeline: Pipeline, options: PipelineOptions) -> Result:
         chosen = options.view_as(SparkOptions)
         spark = _connect(chosen.spark_master, chosen.spark_conf)
+        if chosen.spark_partitions < 0:
+            raise UserError(f"--spark_partitions={chosen.spark_partitions} must be 0 or more.")
         partitions = chosen.spark_partitions or PARTITIONS_PER_CORE * spark.defaultParallelism
         levels = _levels(fuse(pipeline))
         shuffled = spark.accumulator(0)

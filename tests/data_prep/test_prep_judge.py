@@ -1,5 +1,6 @@
 """The sample that people judge: drawn as it says, and estimates from it are right on average."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,13 @@ def test_bad_judgements_are_told(tmp_path: Path, text: str, message: str) -> Non
     (tmp_path / "j.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         read_judgements(tmp_path / "j.csv")
+
+
+def test_judgements_keep_ids_with_odd_line_ends_and_long_texts(tmp_path: Path) -> None:
+    name = "a\u2028b"
+    with (tmp_path / "j.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "texts", "phrase", "correct"])
+        writer.writerow([name, "long " * 50_000, "sofa", "yes"])
+    (row,) = read_judgements(tmp_path / "j.csv").to_pylist()
+    assert row["id"] == name

@@ -19,6 +19,7 @@ from prep_catalogue import COLOURS, TYPES, config, records, write_catalogue
 
 from data_prep.folds import read_fold, write_folds
 from data_prep.pipeline import run_prep
+from data_prep.prep_folder import PrepFolder
 from data_prep.refine import match_classes, run_refine
 from data_prep.refine_pairs import (
     ACTIONS,
@@ -385,3 +386,22 @@ def test_decisions(data: st.DataObject) -> None:
     for lists in picked.column("weights").to_pylist():
         assert lists == sorted(lists, reverse=True)
     assert sum(map(len, picked.column("labels").to_pylist())) == have.sum()
+
+
+def test_a_record_whose_annotations_lie_in_two_batches_keeps_all(tmp_path: Path) -> None:
+    ids = ["r0"] * 65_535 + ["r1"] * 3 + ["r2"] * 2  # Parquet is read 65,536 rows at a time
+    table = pa.table(
+        {
+            "id": ids,
+            "phrase_id": pa.array(range(len(ids)), pa.int32()),
+            "score": pa.array([0.5] * len(ids), pa.float32()),
+        }
+    )
+    pq.write_table(table, tmp_path / "annotations.parquet")
+    pieces = [
+        SimpleNamespace(batch=pa.RecordBatch.from_pydict({"id": names}))
+        for names in (["r0", "r1"], ["r2"])
+    ]
+    found = PrepFolder.annotations(SimpleNamespace(folder=tmp_path), iter(pieces))  # type: ignore[arg-type]
+    rows = [of_piece["row"].to_pylist() for _, of_piece in found]
+    assert [rows[0].count(0), rows[0].count(1), rows[1]] == [65_535, 3, [0, 0]]

@@ -129,6 +129,16 @@ def test_images_can_be_mended_after_a_run_that_had_too_many_broken(tmp_path: Pat
     assert manifest(tmp_path / "out")["counts"]["accepted"] == 60
 
 
+def test_what_is_no_stopped_run_is_left_alone(tmp_path: Path) -> None:
+    path = write_catalogue(tmp_path / "in", records(20))
+    mine = tmp_path / "out.tmp" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    with pytest.raises(UserError, match=r"out\.tmp is in the way"):
+        run_prep(small_config(), path, tmp_path / "out")
+    assert mine.read_text() == "precious"
+
+
 def test_two_runs_never_write_the_same_folder(tmp_path: Path) -> None:
     with (
         lock_folder(tmp_path / "out.tmp"),

@@ -25,7 +25,7 @@ from data_prep.engine import (
     sum_to_parts,
 )
 from data_prep.runners import workers
-from data_prep.runners.direct import MIN_ELEMENTS
+from data_prep.runners.direct import MIN_ELEMENTS, Piece, PieceReader
 from data_prep.runners.fused import fuse
 from data_prep.runners.spark import _levels
 from data_prep.write import list_parts, read_part
@@ -306,3 +306,17 @@ def test_a_long_step_tells_how_far_it_is(
     with pytest.raises(UserError, match="number 0 is bad"), engine.pipeline() as p:
         _ = p | beam.Create(list(range(70))) | beam.ParDo(Stage(lambda: fail))
     assert engine.reporter._task is None
+
+
+def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.runners.direct.MAX_OPEN", 2)
+    pieces = []
+    for number in range(5):
+        (tmp_path / str(number)).write_bytes(bytes([number] * 8))
+        pieces.append(Piece(tmp_path / str(number), 3, 4))
+    with PieceReader() as reader:
+        for number in (0, 1, 2, 3, 4, 0, 4, 2):
+            assert reader.read(pieces[number]) == bytes([number] * 4)
+            assert len(reader.files) <= 2
+        left = list(reader.files.values())
+    assert all(file.closed for file in left)

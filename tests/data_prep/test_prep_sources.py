@@ -10,7 +10,7 @@ import pytest
 from prep_catalogue import config, jpeg, records
 
 from data_prep.images import check_batch, inspect_image, resolve_image
-from data_prep.inputs import find_inputs
+from data_prep.inputs import find_inputs, iterate_rows
 from data_prep.schema import PrepConfig
 from data_prep.sources import RECORD_SCHEMA, check_fields, read_batches
 from vitscale.errors import UserError
@@ -154,3 +154,10 @@ def test_a_batch_is_split_into_usable_and_rejected(tmp_path: Path) -> None:
     assert checked.rejects.to_pylist() == [
         {"id": "b", "stage": "images", "reason": "image is not JPEG, PNG or WebP"}
     ]
+
+
+def test_a_csv_that_names_a_column_twice_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,title,title\n1,red,blue\n")
+    with pytest.raises(UserError, match=r"a\.csv: the header names 'title' twice"):
+        list(iterate_rows(path, 10))

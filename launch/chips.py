@@ -56,6 +56,16 @@ TPUS: Mapping[str, TpuOffer] = {
 }
 # cloud.google.com/compute/docs/gpus. Local SSDs come with the machine and are nodes' ephemeral storage on GKE.
 GPUS: Mapping[str, GpuOffer] = {
+    "a100-40gb": GpuOffer(
+        "nvidia-tesla-a100",
+        {n: f"a2-highgpu-{n}g" for n in (1, 2, 4, 8)},
+        {1: 0, 2: 0, 4: 0, 8: 0},
+    ),
+    "a100-80gb": GpuOffer(
+        "nvidia-a100-80gb",
+        {n: f"a2-ultragpu-{n}g" for n in (1, 2, 4, 8)},
+        {1: 1, 2: 2, 4: 4, 8: 8},
+    ),
     "h100": GpuOffer(
         "nvidia-h100-80gb",
         {n: f"a3-highgpu-{n}g" for n in (1, 2, 4, 8)},
@@ -76,6 +86,10 @@ ZONES: Mapping[str, tuple[str, ...]] = {
         "us-south1-a us-south1-ai1b us-south1-c us-west1-c europe-west4-a asia-northeast1-b asia-south1-b "
         "asia-south1-c asia-southeast1-b southamerica-west1-a",
         "tpu7x": "us-central1-c us-central1-ai1a",
+        "a100-40gb": "us-central1-a us-central1-b us-central1-c us-central1-f us-east1-b us-west1-b us-west3-b "
+        "us-west4-b europe-west4-a europe-west4-b me-west1-a me-west1-c asia-northeast1-a asia-northeast1-c "
+        "asia-northeast3-a asia-northeast3-b asia-southeast1-a asia-southeast1-b asia-southeast1-c",
+        "a100-80gb": "us-central1-a us-central1-c us-east4-c us-east5-a us-east5-b europe-west4-a asia-southeast1-c",
         "h100": "us-central1-a us-central1-b us-central1-c us-east4-a us-east4-b us-east4-c us-east5-a us-west1-a "
         "us-west1-b us-west4-a europe-north1-c europe-west1-b europe-west1-c europe-west3-c europe-west4-b "
         "europe-west4-c europe-west9-c asia-east1-c asia-northeast1-b asia-south1-c asia-south2-b "

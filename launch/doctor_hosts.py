@@ -221,19 +221,9 @@ def checkpoint_bytes(config: TrainConfig) -> int:
     from launch.plan import known_classes
     from vitscale.config import resolve_durations, select_tasks
     from vitscale.models.multitask import define_model_from_counts
-    from vitscale.train.optim import make_optimizer
-    from vitscale.train.state import abstract_state
+    from vitscale.train.setup import plan_state
 
     chosen = resolve_durations(select_tasks(config), num_examples=None)
     definition = define_model_from_counts(chosen.model, chosen.tasks, known_classes(config))
-    axes, shapes = definition.axes(), definition.shapes()
-    optimizer = make_optimizer(
-        chosen.optim, chosen.total_steps, {name: axes[name] for name in shapes}, shapes
-    )
-    state = abstract_state(
-        definition,
-        optimizer,
-        ema=chosen.optim.ema_decay > 0,
-        task_weighting=chosen.task_weighting,
-    )
+    _, state = plan_state(definition, chosen)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -7,14 +7,12 @@ is asked for and deleted by that label, so what somebody else made under the sam
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
 import secrets as random_names
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from launch.chips import Rented
 from launch.code_bundle import find_repository
 from launch.job import Job
 from launch.kubectl import AlreadyThere, Kubectl
+from launch.locks import held
 from launch.manifests import Manifest, to_yaml
 from launch.pods import CONTAINER, ID_LABEL
 from vitscale.errors import LaunchFailed, UserError
@@ -102,7 +101,9 @@ def create(record: Record, documents: Sequence[Manifest], folder: Path) -> None:
     Raises:
         UserError: there is such a launch, or something else has the name; nothing of it is changed.
     """
-    with _alone(record.name, folder):
+    busy = f"another process on this machine launches {record.name!r} just now: wait for it, or take another --name."
+    _make(folder)
+    with held(_path(record.name, folder).with_suffix(".lock"), "the folder of launches", busy):
         old = _read(record.name, folder)
         if old is not None and _exists(old, folder):
             raise UserError(
@@ -297,20 +298,6 @@ def _read(name: str, folder: Path) -> Record | None:
         return Record(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not a launch's record; move it away.") from error
-
-
-@contextlib.contextmanager
-def _alone(name: str, folder: Path) -> Iterator[None]:
-    """Nobody else on this machine launches under the name. Raises `UserError` when somebody does."""
-    _make(folder)
-    with _path(name, folder).with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process on this machine launches {name!r} just now: wait for it, or take another --name."
-            ) from None
-        yield
 
 
 def _make(folder: Path) -> None:

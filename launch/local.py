@@ -13,13 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from launch.secrets import HIDDEN, hide, is_secret_name
+from launch.signals import on_termination
 from vitscale.errors import EXIT_PEER_LOST, EXIT_PREEMPTED, LaunchFailed, Preempted, UserError
 
 PROGRAM = (sys.executable, "-m", "vitscale.cli")
@@ -128,7 +128,12 @@ def launch_local(
     if restarts < 0:
         raise UserError(f"--restarts={restarts} must not be negative.")
     children: list[_Child] = []
-    with _passing_on(children) as asked:
+
+    def pass_on() -> None:
+        for child in list(children):
+            child.signal(signal.SIGTERM)
+
+    with on_termination(pass_on) as asked:
         for restart in range(1, restarts + 2):
             try:
                 return _run_once(what, children, asked, restart)
@@ -284,32 +289,6 @@ def visible_gpus() -> list[str]:
         return []
     lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
     return [str(number) for number in range(len(lines))]
-
-
-@contextlib.contextmanager
-def _passing_on(children: Sequence[_Child]) -> Iterator[threading.Event]:
-    """SIGTERM and SIGHUP (a closed terminal) to us are meant for the run: every process gets a SIGTERM.
-
-    Gives an event that is set once that has happened.
-    """
-    asked = threading.Event()
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        asked.set()
-        for child in list(children):
-            child.signal(signal.SIGTERM)
-
-    previous = {}
-    # Not where `nohup` ignores one, and not outside the main thread, where no handler can be set.
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                previous[number] = signal.signal(number, pass_on)
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _wait(children: Sequence[_Child]) -> _Child | None:

@@ -34,13 +34,16 @@ from vitscale.parallel.rules import layout_warnings
 from vitscale.train.setup import Setup, lower, setup_for
 
 # Threads of a host for each of its chips: machine types of cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
-# (ct4p, ct5lp, ct5p, ct6e-standard-4t, tpu7x-standard-4t), a3-highgpu-8g and a3-ultragpu-8g.
+# (ct4p, ct5lp, ct5p, ct6e-standard-4t, tpu7x-standard-4t), a2-highgpu-8g,
+# a2-ultragpu-8g, a3-highgpu-8g and a3-ultragpu-8g.
 THREADS_PER_CHIP = {
     "v4": 60,
     "v5e": 28,
     "v5p": 52,
     "v6e": 45,
     "tpu7x": 56,
+    "a100-40gb": 12,
+    "a100-80gb": 12,
     "h100": 26,
     "h200": 28,
 }

@@ -259,9 +259,9 @@ def _nodes(rented: Rented, options: PodOptions) -> Manifest:
     if options.reservation:
         labels["cloud.google.com/reservation-name"] = options.reservation
     if options.local_ssd:
-        if rented.is_tpu:
+        if not rented.local_ssds:
             raise UserError(
-                f"--local-ssd: machines with {rented.chip} have no local SSDs; leave it out."
+                f"--local-ssd: machines with {rented.chip} come without local SSDs; leave it out."
             )
         labels["cloud.google.com/gke-ephemeral-storage-local-ssd"] = "true"
     return labels

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch import slurm_commands as commands
 from launch.capture import capture
 from launch.job import Job
+from launch.locks import held
 from launch.slurm_commands import Busy, Found
 from launch.slurm_options import Options, secret_files
 from launch.slurm_script import BATCH_LOG, EXIT_CODE, STOP, script_of
@@ -83,26 +81,9 @@ def find_or_start(job: Job, options: Options, base: Path) -> tuple[Launched, boo
 
     Of several processes that ask for it at once, one submits it.
     """
-    with _locked(base):
+    with held(base / LOCK, "the folder of the launch's script and logs", busy=None):
         going = find_going(base)
         return (going, False) if going is not None else (start(job, options, base), True)
-
-
-@contextmanager
-def _locked(base: Path) -> Iterator[None]:
-    """Waits while another process finds or submits a job below `base`: seconds."""
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        file = (base / LOCK).open("a")
-    except OSError as error:
-        raise UserError(
-            f"{base}, for the launch's script and logs, cannot be written: {error.strerror}."
-        ) from error
-    with file:
-        # There are network file systems without locks; a job is found all the same, but for two shells at once.
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _submit(folder: Path) -> str:

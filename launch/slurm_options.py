@@ -106,11 +106,14 @@ class Options:
 
     @property
     def chip(self) -> str | None:
-        """The type of the GPUs, as stated by `--gpu-type`, or by Slurm's own name for them: h100, nvidia_h100_80gb."""
+        """The type of the GPUs, as stated by `--gpu-type`, or by Slurm's own name for them: h100, nvidia_h100_80gb.
+
+        An A100 has 40 or 80 GB: where its name does not say which, None.
+        """
         if self.gpu_type is not None:
             return self.gpu_type
         words = re.split(r"[^a-z0-9]+", self.gpus_per_node.lower().rpartition(":")[0])
-        return next((name for name in GPU_TYPES if name in words), None)
+        return next((name for name in GPU_TYPES if set(name.split("-")) <= set(words)), None)
 
     @property
     def processes(self) -> int:

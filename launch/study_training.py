@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from launch.trained import last_step
-from vitscale.config import ModelConfig, OptimConfig, TaskConfig, TrainConfig
+from vitscale.config import FREE_KEYS, ModelConfig, OptimConfig, TaskConfig, TrainConfig
 from vitscale.config_loading import from_mapping
 from vitscale.errors import UserError
 from vitscale.models.flops import backbone_flops, num_parameters, train_flops
 from vitscale.models.multitask import ModelDefinition, define_model
 from vitscale.train.optim import make_optimizer
 from vitscale.train.parameter_rules import BACKBONE
-from vitscale.train.workdir import CLASSES_FILE, CONFIG_FILE, FREE_KEYS
+from vitscale.train.workdir import CLASSES_FILE, CONFIG_FILE
 
 TRAINING_METRICS = "metrics.jsonl"
 VALIDATION = ("val/", "val_ema/")  # begin the metrics that a run measures of itself

@@ -6,17 +6,14 @@ goes on with the jobs that are still running.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from launch.job import Job
+from launch.signals import on_termination
 from launch.sweep_plan import Planned
 from launch.sweep_state import RunState, SweepState
 from launch.trained import last_step, why_unfinished
@@ -84,7 +81,7 @@ class Sweep:
             KeyboardInterrupt: Ctrl-C, after the runs have saved where they do not outlive the sweep.
         """
         self._begin()
-        with _stop_event() as asked:
+        with on_termination() as asked:
             try:
                 while self._advance():
                     if asked.wait(self.place.poll_seconds):
@@ -259,23 +256,3 @@ def _how(status: Status) -> str:
 
 def _say(text: str) -> None:
     print(f"[sweep] {text}", flush=True)
-
-
-@contextmanager
-def _stop_event() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGHUP set."""
-    asked = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        asked.set()
-
-    previous = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                previous[number] = signal.signal(number, stop)
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import importlib.util
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -65,27 +64,12 @@ def load_sweep(spec: str) -> list[Variant]:
 
     It gives pairs of a name and a dict of overrides.
     """
-    name, _, argument = spec.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"sweep file {name} does not exist (working folder: {Path.cwd()}).")
-    module_spec = importlib.util.spec_from_file_location(f"_vitscale_sweep_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"sweep file {name} is not a Python file; it must end in .py.")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, "get_sweep"):
-            raise UserError(
-                f"sweep file {name} has no get_sweep(); it must give pairs of a name and overrides."
-            )
-        pairs = list(module.get_sweep(argument) if argument else module.get_sweep())
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"sweep file {name} cannot be run: {type(error).__name__}: {error}."
-        ) from error
+    from vitscale.config_loading import call_of_file, failure_named
+
+    name = spec.partition(":")[0]
+    found = call_of_file(spec, "sweep", "get_sweep", "give pairs of a name and overrides")
+    with failure_named(f"get_sweep() of {name}"):
+        pairs = list(found)  # it may be a generator
     return check_variants(pairs, name)
 
 

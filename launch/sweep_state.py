@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.locks import held
 from vitscale.errors import UserError
 
 SWEEP_FILE, LOCK_FILE = "sweep.json", ".sweep.lock"
@@ -69,21 +68,7 @@ def load_state(root: Path, command: list[str]) -> SweepState:
     return state
 
 
-@contextmanager
-def sweep_lock(root: Path) -> Iterator[None]:
-    """One sweep at a time in a folder. The kernel gives the lock up when the process ends, however it ends."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        file = (root / LOCK_FILE).open("a")
-    except OSError as error:
-        raise UserError(
-            f"the sweep's folder {root} cannot be written: {error.strerror}."
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another sweep is running in {root}; wait for it or take another --workdir."
-            ) from None
-        yield
+def sweep_lock(root: Path) -> AbstractContextManager[None]:
+    """One sweep at a time in a folder."""
+    busy = f"another sweep is running in {root}; wait for it or take another --workdir."
+    return held(root / LOCK_FILE, "the sweep's folder", busy)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import secrets as random_names
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from launch.job import Job
+from launch.locks import held
 from launch.queued_resource import Capacity
 from launch.tpu_workers import MOUNT_POINT
 from vitscale.errors import UserError
@@ -105,19 +105,15 @@ class Launches:
     def forget(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def alone(self, name: str) -> Iterator[None]:
+    def alone(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Nobody else on this machine works on the launch. Raises `UserError` when somebody does."""
         self._make_folder()
-        with self.path(name).with_suffix(".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another process on this machine works on the launch {name!r}; `status`, `logs` and `stop` may be "
-                    "used beside it."
-                ) from None
-            yield
+        return held(
+            self.path(name).with_suffix(".lock"),
+            "the folder of launches",
+            busy=f"another process on this machine works on the launch {name!r}; `status`, `logs` and `stop` may be "
+            "used beside it.",
+        )
 
     def _make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Has a training run reached its end, and with the config that is asked for? Read from what the run itself left.
 
-Without jax, which would cost a sweep seconds and memory: so two things of the trainer are here once more, and a test
-holds them to it (tests/launch/test_sweep.py).
+Without jax, which would cost a sweep seconds and memory: so `last_step` is here once more, and a test
+holds it to the trainer's (tests/launch/test_sweep.py).
 """
 
 from __future__ import annotations
@@ -11,12 +11,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-# As `vitscale.train.workdir` has them: where and how a run runs, not what it computes.
-FREE_KEYS = (
-    *("mesh", "log", "checkpoint", "survival", "validation"),
-    *("data.root", "data.num_workers", "data.num_threads", "data.prefetch_batches"),
-    *("model.attention", "model.remat"),
-)
+from vitscale.config import FREE_KEYS
+
 # Parts that a run resolves by looking at data, tasks and checkpoints: `config.json` then has more than was asked for.
 RESOLVED = (
     "tasks",

@@ -78,3 +78,17 @@ def make_config(photos):
         return from_mapping(TrainConfig, tree)
 
     return make
+
+
+@pytest.fixture
+def config_file(tmp_path, make_config):
+    """Writes what `make_config` makes as a file with `get_config()`; gives its path."""
+    from vitscale.config_loading import to_json
+
+    def write(**changes) -> str:
+        text = to_json(make_config(**changes))
+        path = tmp_path / "config.py"
+        path.write_text(f"import json\ndef get_config():\n    return json.loads({text!r})\n")
+        return str(path)
+
+    return write

@@ -8,7 +8,6 @@ import shutil
 import pytest
 
 from vitscale.cli import main, make_parser
-from vitscale.config_loading import to_json
 
 COMMANDS = [
     "demo",
@@ -28,17 +27,6 @@ COMMANDS = [
     "doctor",
     "study",
 ]
-
-
-@pytest.fixture
-def config_file(tmp_path, make_config):
-    def write(**changes):
-        text = to_json(make_config(**changes))
-        path = tmp_path / "config.py"
-        path.write_text(f"import json\ndef get_config():\n    return json.loads({text!r})\n")
-        return str(path)
-
-    return write
 
 
 def fails(capsys, *arguments):

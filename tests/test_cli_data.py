@@ -8,7 +8,7 @@ from PIL import Image
 
 from vitscale.cli import main
 from vitscale.config import TrainConfig
-from vitscale.config_loading import load_config, to_json
+from vitscale.config_loading import load_config
 from vitscale.data.contact_sheet import GAP, View, as_seen, to_pixels
 from vitscale.data.inspect import open_sources
 from vitscale.data.loader import TrainLoader
@@ -26,17 +26,6 @@ def inspect(tmp_path):
         return json.loads((output / "inspect.json").read_text()), sheet
 
     return run
-
-
-@pytest.fixture
-def config_file(tmp_path, make_config):
-    def write(**changes):
-        text = to_json(make_config(**changes))
-        path = tmp_path / "config.py"
-        path.write_text(f"import json\ndef get_config():\n    return json.loads({text!r})\n")
-        return str(path)
-
-    return write
 
 
 def fails(capsys, *words):

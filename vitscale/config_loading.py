@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -34,34 +35,40 @@ def load_config(schema: type[T], spec: str, overrides: Sequence[str] = ()) -> T:
 
 def read_config_file(spec: str) -> ml_collections.ConfigDict:
     """Runs the file's `get_config()`."""
+    return call_of_file(spec, "config", "get_config", "return an ml_collections.ConfigDict")
+
+
+def call_of_file(spec: str, kind: str, function: str, gives: str) -> Any:
+    """What `function()` of the Python file `spec` gives, or `function(argument)` of "file.py:argument".
+
+    kind, gives: what such a file is called, and what the function is there for, in errors. Raises `UserError` for a
+    file that is missing, is not Python, lacks the function or fails.
+    """
     name, _, argument = spec.partition(":")
     path = Path(name)
     if not path.is_file():
-        raise UserError(f"config file {name} does not exist (working folder: {Path.cwd()}).")
-    module_spec = importlib.util.spec_from_file_location(f"_vitscale_config_{path.stem}", path)
+        raise UserError(f"{kind} file {name} does not exist (working folder: {Path.cwd()}).")
+    module_spec = importlib.util.spec_from_file_location(f"_vitscale_{kind}_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
-        raise UserError(f"config file {name} is not a Python file; it must end in .py.")
+        raise UserError(f"{kind} file {name} is not a Python file; it must end in .py.")
     module = importlib.util.module_from_spec(module_spec)
-    try:
+    with failure_named(f"{kind} file {name}"):
         module_spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"config file {name} cannot be run: {type(error).__name__}: {error}."
-        ) from error
-    if not hasattr(module, "get_config"):
-        raise UserError(
-            f"config file {name} has no get_config(); it must return an ml_collections.ConfigDict."
-        )
+    if not hasattr(module, function):
+        raise UserError(f"{kind} file {name} has no {function}(); it must {gives}.")
+    with failure_named(f"{function}() of {name}"):
+        return getattr(module, function)(*([argument] if argument else []))
+
+
+@contextlib.contextmanager
+def failure_named(what: str) -> Iterator[None]:
+    """What a user's own code raises is the user's error, named after the code."""
     try:
-        return module.get_config(argument) if argument else module.get_config()
+        yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"get_config() of {name} cannot be run: {type(error).__name__}: {error}."
-        ) from error
+        raise UserError(f"{what} cannot be run: {type(error).__name__}: {error}.") from error
 
 
 def to_plain(value: Any) -> Any:

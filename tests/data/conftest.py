@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from pictures import jpeg
+from written_sources import WRITERS, Row
 
+from vitscale.config import SourceConfig
 from vitscale.data import records
 from vitscale.data.records import Example, Labels
 
@@ -79,3 +81,13 @@ def make_csv(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="module", params=list(WRITERS))
+def config(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, rows: list[Row]
+) -> SourceConfig:
+    """The test file's own `rows`, written as each kind of source."""
+    if request.param == "huggingface":
+        pytest.importorskip("datasets")
+    return WRITERS[request.param](tmp_path_factory.mktemp("written") / request.param, rows)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from written_sources import COLOURS, TAGS, WRITERS, Row, colours_of, ids_of_all, write_csv
+from written_sources import COLOURS, TAGS, Row, colours_of, ids_of_all, write_csv
 
 from vitscale.config import DataConfig, SourceConfig
 from vitscale.data.records import Example, Labels
@@ -22,15 +22,6 @@ def rows() -> list[Row]:
         {"id": f"e{i}", "image": b"image %d" % i, "colour": colour, "tags": TAGS[: i % 4]}
         for i, colour in enumerate(colours)
     ]
-
-
-@pytest.fixture(scope="module", params=list(WRITERS))
-def config(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, rows: list[Row]
-) -> SourceConfig:
-    if request.param == "huggingface":
-        pytest.importorskip("datasets")
-    return WRITERS[request.param](tmp_path_factory.mktemp("spaces") / request.param, rows)
 
 
 def names_of_all(source: Source, field: str) -> list[list[str]]:

@@ -44,15 +44,6 @@ def opened(config: SourceConfig) -> Source:
     return open_source(config, ".", collect_classes([config], "."))
 
 
-@pytest.fixture(scope="module", params=list(WRITERS))
-def config(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, rows: list[Row]
-) -> SourceConfig:
-    if request.param == "huggingface":
-        pytest.importorskip("datasets")
-    return WRITERS[request.param](tmp_path_factory.mktemp("numbers") / request.param, rows)
-
-
 def test_every_kind_reads_them(config: SourceConfig, rows: list[Row]) -> None:
     source = opened(with_price(config))
     assert source.classes["price"] == ["value"]

@@ -35,15 +35,6 @@ def rows() -> list[Row]:
     ]
 
 
-@pytest.fixture(scope="module", params=list(WRITERS))
-def config(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, rows: list[Row]
-) -> SourceConfig:
-    if request.param == "huggingface":
-        pytest.importorskip("datasets")
-    return WRITERS[request.param](tmp_path_factory.mktemp("kinds") / request.param, rows)
-
-
 @pytest.fixture
 def source(config: SourceConfig) -> Source:
     return open_source(config, ".", collect_classes([config], "."))

@@ -33,6 +33,8 @@ def test_tpus_by_the_names_of_the_cloud(topology, slices, hosts, per_host, machi
 @pytest.mark.parametrize(
     ("topology", "hosts", "machine"),
     [
+        ("a100-40gb:4", 1, "a2-highgpu-4g"),
+        ("a100-80gb:16", 2, "a2-ultragpu-8g"),
         ("h100:1", 1, "a3-highgpu-1g"),
         ("h100:8", 1, "a3-highgpu-8g"),
         ("h200:16", 2, "a3-ultragpu-8g"),

@@ -11,6 +11,7 @@ from tpu_cloud import make_repository
 
 from launch import gke
 from launch.kubectl import AlreadyThere, _translate
+from launch.locks import held
 from vitscale.cli import main
 from vitscale.errors import UserError
 
@@ -141,7 +142,7 @@ def test_deleting_a_launch_by_its_id_forgets_no_other_of_the_name(api, here, cap
 def test_two_at_once_do_not_take_each_others_record(tmp_path):
     record = gke.Record("first", "first-0", "here", "default", True, 4)
     with (
-        gke._alone("first", tmp_path),
+        held(tmp_path / "first.lock", "the folder", busy=None),
         pytest.raises(UserError, match="another process on this machine launches 'first'"),
     ):
         gke.create(record, [], tmp_path)

@@ -237,8 +237,9 @@ def test_buckets_disks_and_rights():
     assert "annotations" not in child_job(render("v5e:4x4"))["spec"]["template"]["metadata"]
     disks = pod_of(render("h100:8", PodOptions("a:1", local_ssd="/scratch")))
     assert disks["nodeSelector"]["cloud.google.com/gke-ephemeral-storage-local-ssd"] == "true"
-    with pytest.raises(UserError, match="no local SSDs"):
-        render("v5e:4x4", PodOptions("a:1", local_ssd="/scratch"))
+    for topology in ("v5e:4x4", "a100-40gb:8"):
+        with pytest.raises(UserError, match="without local SSDs"):
+            render(topology, PodOptions("a:1", local_ssd="/scratch"))
 
 
 def test_all_that_is_created_has_the_label_of_the_launch():

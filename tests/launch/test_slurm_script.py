@@ -360,10 +360,15 @@ def test_what_does_not_fit_is_refused_before_anything_is_asked(monkeypatch):
     GPUS.plan(job_of(TRAIN, "slurm"), skip=False)
     assert asked == [((TRAIN, "h100:2x8"), {"skip": False})]
     # The type that Slurm is asked for is stated as well.
-    for stated, chip in (("h100:8", "h100"), ("nvidia_H200_141GB:8", "h200")):
+    for stated, chip in (
+        ("h100:8", "h100"),
+        ("nvidia_H200_141GB:8", "h200"),
+        ("nvidia_a100-sxm4-80gb:8", "a100-80gb"),
+        ("a100_40gb:8", "a100-40gb"),
+    ):
         replace(GPUS, gpu_type=None, gpus_per_node=stated).plan(job_of(TRAIN, "slurm"), skip=False)
         assert asked[-1] == ((TRAIN, f"{chip}:2x8"), {"skip": False})
     for stated in ("8", "a100:8"):
         unknown = replace(GPUS, gpu_type=None, gpus_per_node=stated)
         assert "--gpu-type" in unknown.plan(job_of(TRAIN, "slurm"), skip=False)
-    assert len(asked) == 3
+    assert len(asked) == 5

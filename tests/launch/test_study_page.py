@@ -1,9 +1,6 @@
 """The page of a study in headless Chromium: no errors, nothing fetched, no wider than a phone, light and dark."""
 
-import importlib
-from pathlib import Path
-
-import pytest
+from headless import DESK, PHONE, chromium, look_at
 from written_runs import Written, write_run
 
 from launch.study import make_study
@@ -11,14 +8,7 @@ from launch.study_report import write_study
 from launch.study_runs import collect_runs
 
 
-@pytest.fixture
-def headless(monkeypatch):
-    """The browser of the evaluation's tests."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "evals")
-    return importlib.import_module("headless")
-
-
-def test_page_in_a_browser(tmp_path, headless):
+def test_page_in_a_browser(tmp_path):
     for size in (100, 200, 400, 800):
         for width in (16, 32):
             y = 0.9 - width / 100 * (size / 100) ** -0.4
@@ -26,11 +16,9 @@ def test_page_in_a_browser(tmp_path, headless):
             write_run(tmp_path / "runs", run)
     study = make_study(collect_runs([tmp_path / "runs"]), samples=50)
     write_study(tmp_path / "out", study, "runs")
-    with headless.chromium() as browser:
-        for width, scheme in ((headless.PHONE, "dark"), (headless.DESK, "light")):
-            look = headless.look_at(
-                browser, tmp_path / "out" / "study.html", width=width, scheme=scheme
-            )
+    with chromium() as browser:
+        for width, scheme in ((PHONE, "dark"), (DESK, "light")):
+            look = look_at(browser, tmp_path / "out" / "study.html", width=width, scheme=scheme)
             assert look.errors == []
             assert look.requests == []
             assert look.overflow <= 0

@@ -11,9 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vitscale.config import TrainConfig
 from vitscale.config_loading import from_mapping
 from vitscale.parallel.aot import (
+    CHIPS,
     assume_cudnn,
     has_gpu_compiler,
     has_tpu_compiler,
+    peak_memory,
     topology_devices,
 )
 from vitscale.parallel.collectives import collectives, theory, total_bytes
@@ -297,3 +299,17 @@ def test_weight_gradients_are_reduced_in_their_declared_dtype(layout, gradient, 
     assert reduced.pop(dtype) >= sum(matrices)
     (others,) = reduced.values()
     assert others <= vectors + scalars < min(matrices)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not has_gpu_compiler(), reason="jax's CUDA plugin: `make test-aot`")
+@pytest.mark.parametrize("chip", [chip.name for chip in CHIPS.values() if not chip.torus])
+def test_every_gpu_has_a_description_that_compiles(chip):
+    config = _config({"layout": "fsdp"}, compute_dtype="bfloat16", attention="cudnn")
+    with assume_cudnn(chip):
+        setup, lowered = lower_step(config, topology_devices(f"{chip}:2x4"))
+    compiled = lowered.compile()
+    assert "cudnn$fmha" in compiled.as_text()
+    assert dict(setup.mesh.shape)["fsdp"] == 8
+    assert 0 < peak_memory(compiled) < CHIPS[chip].memory_bytes

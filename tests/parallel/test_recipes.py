@@ -130,7 +130,10 @@ def test_compiles_inside_the_memory_of_its_chips(path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("v7x:4x4", "write a chip .v4, v5e, v5p, v6e, tpu7x, h100, h200. and its shape"),
+        (
+            "v7x:4x4",
+            "write a chip .v4, v5e, v5p, v6e, tpu7x, a100-40gb, a100-80gb, h100, h200. and its shape",
+        ),
         ("v5e", "as in v5e:4x4"),
         ("v5p:8x8", "of the form v5p:NxNxN"),
         ("2*h100:8", "hosts x GPUs"),

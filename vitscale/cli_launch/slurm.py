@@ -85,7 +85,8 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
         "--devices", type=int, metavar="N", help="fake CPU devices per process, without GPUs"
     )
     group.add_argument(
-        "--gpu-type", help="h100 or h200: refuses what does not fit its memory, and sets its flags"
+        "--gpu-type",
+        help="a100-40gb, a100-80gb, h100 or h200: refuses what does not fit its memory, and sets its flags",
     )
     group.add_argument("--python", help="interpreter of the run; default: this one")
     group.add_argument(

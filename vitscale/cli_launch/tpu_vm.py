@@ -231,9 +231,11 @@ def _session(
     from launch.gcloud import Gcloud
     from launch.tpu_vm import Limits, TpuVm
 
-    for option, least in (("restarts", 0), ("recreate", 0), ("poll_seconds", 0), ("lines", 1)):
+    for option, least in (("restarts", 0), ("recreate", 0), ("lines", 1)):
         if getattr(arguments, option) < least:
             raise UserError(f"--{option.replace('_', '-')} must be at least {least}.")
+    if not arguments.poll_seconds > 0:
+        raise UserError(f"--poll-seconds={arguments.poll_seconds:g} must be above 0.")
     gcloud = Gcloud(launch.zone, launch.project, arguments.dry_run, say=_say(arguments.dry_run))
     return TpuVm(
         name,

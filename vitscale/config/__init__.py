@@ -26,6 +26,7 @@ from vitscale.config.retrieval_suites import (
 from vitscale.config.selection import select_tasks
 from vitscale.config.tasks import EmbeddingConfig, RegressionConfig, TaskConfig
 from vitscale.config.train import (
+    FREE_KEYS,
     NAME_PATTERN,
     CheckpointConfig,
     ClassifierInit,
@@ -42,6 +43,7 @@ from vitscale.config.train import (
 )
 
 __all__ = [
+    "FREE_KEYS",
     "NAME_PATTERN",
     "AttentiveProbeConfig",
     "AugmentConfig",

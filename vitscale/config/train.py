@@ -16,6 +16,12 @@ from vitscale.config.tasks import TaskConfig
 from vitscale.errors import UserError
 
 NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+# What may change between two starts of one run: where and how it runs, not what it computes.
+FREE_KEYS = (
+    *("mesh", "log", "checkpoint", "survival", "validation"),
+    *("data.root", "data.num_workers", "data.num_threads", "data.prefetch_batches"),
+    *("model.attention", "model.remat"),
+)
 # Kinds of tasks whose head is a row of weights for each class.
 CLASSIFIERS = ("single_label", "multi_label")
 

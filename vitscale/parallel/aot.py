@@ -63,8 +63,9 @@ class Chip:
 # TPUs: memory, FLOP/s, HBM and ICI rates of docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} ("interchip
 # interconnect bandwidth", bidirectional, all links); v4's ICI and all shares of the network from
 # jax-ml.github.io/scaling-book/tpus ("ICI" and "DCN" by generation; for tpu7x its v6e figure stands in).
-# GPUs: openxla/xla, xla/backends/gpu/target_config/specs/{h100_sxm,h200}.txtpb, NVIDIA's data sheets (NVLink: 900
-# GB/s), and the 400 Gbit/s InfiniBand port that each GPU of a DGX H100 has (DGX H100 user guide).
+# GPUs: openxla/xla, xla/backends/gpu/target_config/specs/{a100_sxm_40,a100_sxm_80,h100_sxm,h200}.txtpb, NVIDIA's data
+# sheets (NVLink: 600 and 900 GB/s), and the InfiniBand port that each GPU has in NVIDIA's own machines: 200 Gbit/s in
+# a DGX A100, 400 Gbit/s in a DGX H100 (their user guides).
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -73,12 +74,18 @@ CHIPS = {
         Chip("v5p", "TPU v5", 95 * GIB, 459e12, 2.765e12, 1200e9, 6.25e9, 4, 3),
         Chip("v6e", "TPU v6 lite", 32 * GIB, 918e12, 1.638e12, 800e9, 12.5e9, 8, 2),
         Chip("tpu7x", "TPU7x", 192 * GIB, 2307e12, 7.38e12, 1200e9, 12.5e9, 4, 3, 2),
+        Chip(
+            "a100-40gb", "NVIDIA A100-SXM4-40GB", 42_331_013_120, 312e12, 1.5552e12, 600e9, 25e9, 8
+        ),
+        Chip(
+            "a100-80gb", "NVIDIA A100-SXM4-80GB", 85_100_068_864, 312e12, 2.03904e12, 600e9, 25e9, 8
+        ),
         Chip("h100", "NVIDIA H100 80GB HBM3", 84_942_979_072, 989e12, 3.35232e12, 900e9, 50e9, 8),
         Chip("h200", "NVIDIA H200 141GB HBM3e", 151_397_597_184, 989e12, 4.8e12, 900e9, 50e9, 8),
     )
 }
 EXAMPLES = "v5e:4x4, v5p:8x8x8, 4*v5e:16x16 (four slices), h100:32, h100:3x4 (hosts x GPUs)"
-_TOPOLOGY = re.compile(r"(?:(\d+)\*)?([a-z0-9]+):(\d+(?:x\d+)*)")
+_TOPOLOGY = re.compile(r"(?:(\d+)\*)?([a-z0-9-]+):(\d+(?:x\d+)*)")
 # Without them libtpu asks the cloud's metadata server who it is, and two processes refuse to use it at once.
 _LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -184,25 +191,45 @@ def _tpu_devices(name: str, topology: Topology) -> Sequence[jax.Device]:
         raise UserError(f"libtpu knows no topology {name!r}: {reason}") from error
 
 
-# The text form of XLA's GpuTargetConfigProto. Both GPUs are one chip (GH100, compute capability 9.0) with other memory.
+@dataclass(frozen=True)
+class _Die:
+    """What XLA's compiler asks of a GPU beside its memory, which several products with one die differ in."""
+
+    capability: tuple[int, int]
+    extension: str  # of the capability: what only this die has
+    cores: int
+    units_per_core: int  # for float32
+    shared_memory: int  # bytes of a core; a block of threads has 1 KiB less of it
+    l2_cache: int  # bytes
+    clock_ghz: float
+
+
+_GA100 = _Die((8, 0), "NONE", 108, 64, 167_936, 41_943_040, 1.41)
+_GH100 = _Die((9, 0), "ACCELERATED_FEATURES", 132, 128, 233_472, 52_428_800, 1.98)
+_DIES = {"a100-40gb": _GA100, "a100-80gb": _GA100, "h100": _GH100, "h200": _GH100}
+# The text form of XLA's GpuTargetConfigProto.
 _TARGET_CONFIG = """
 gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
   shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: {die.shared_memory}
+  shared_memory_per_block_optin: {optin}
   threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
+  core_count: {die.cores}
+  fpus_per_core: {die.units_per_core}
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
   memory_bandwidth: {memory_bandwidth:.0f}
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
+  l2_cache_size: {die.l2_cache}
+  clock_rate_ghz: {die.clock_ghz}
   device_memory_size: {memory_bytes}
-  cuda_compute_capability {{ major: 9 feature_extension: ACCELERATED_FEATURES }}
+  cuda_compute_capability {{
+    major: {die.capability[0]}
+    minor: {die.capability[1]}
+    feature_extension: {die.extension}
+  }}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
 }}
@@ -227,7 +254,10 @@ def gpu_topology(chip: str, hosts: int = 1, gpus_per_host: int = 1) -> Sequence[
             "jax's CUDA plugin is not installed; run `make .venv-aot/.ready` and use .venv-aot/bin/python."
         )
     gpu = CHIPS[chip]
+    die = _DIES[chip]
     config = _TARGET_CONFIG.format(
+        die=die,
+        optin=die.shared_memory - 1024,
         memory_bandwidth=gpu.memory_bandwidth,
         memory_bytes=gpu.memory_bytes,
         device_name=gpu.device_name,
@@ -241,22 +271,26 @@ def gpu_topology(chip: str, hosts: int = 1, gpus_per_host: int = 1) -> Sequence[
 
 
 @contextmanager
-def assume_cudnn() -> Iterator[None]:
+def assume_cudnn(chip: str = "h100") -> Iterator[None]:
     """Lets `jax.nn.dot_product_attention(implementation="cudnn")` trace where neither cuDNN nor a GPU is.
 
     jax asks the installed cuDNN for its version and the present GPU for its capability before it emits the call. When
     compiling for another machine both answers are the target's, so they are given here. The compiler itself never
     loads cuDNN: the call stays a custom call in the program.
     """
+    present = _DIES[chip].capability
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     def reaches(capability: str) -> bool:
-        return tuple(map(int, capability.split("."))) <= (9, 0)
+        return tuple(map(int, capability.split("."))) <= present
+
+    def equals(capability: str) -> bool:
+        return tuple(map(int, capability.split("."))) == present
 
     with (
         mock.patch.object(cudnn, "check_cudnn_version", return_value=_CUDNN_VERSION),
         mock.patch.object(cudnn, "check_compute_capability", reaches),
-        mock.patch.object(cudnn, "is_cuda_compute_capability_equal", lambda text: text == "9.0"),
+        mock.patch.object(cudnn, "is_cuda_compute_capability_equal", equals),
     ):
         yield
 

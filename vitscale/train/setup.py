@@ -74,6 +74,21 @@ class Setup:
         return resolve_layout(shapes, axes, dict(self.mesh.shape), self.config.mesh.layout)
 
 
+def plan_state(definition: ModelDefinition, config: TrainConfig) -> tuple[Optimizer, TrainState]:
+    """The optimizer and the shapes and dtypes of all that is trained or kept. Durations of `config` are resolved."""
+    axes, shapes = definition.axes(), definition.shapes()
+    optimizer = make_optimizer(
+        config.optim, config.total_steps, {name: axes[name] for name in shapes}, shapes
+    )
+    abstract = abstract_state(
+        definition,
+        optimizer,
+        ema=config.optim.ema_decay > 0,
+        task_weighting=config.task_weighting,
+    )
+    return optimizer, abstract
+
+
 def build(
     definition: ModelDefinition,
     config: TrainConfig,
@@ -91,16 +106,7 @@ def build(
     check_batch(config.data.global_batch_size, mesh, config.optim.accumulate_steps)
     check_pairs(config, mesh)
     check_groups(config, mesh)
-    axes, shapes = definition.axes(), definition.shapes()
-    optimizer = make_optimizer(
-        config.optim, config.total_steps, {name: axes[name] for name in shapes}, shapes
-    )
-    abstract = abstract_state(
-        definition,
-        optimizer,
-        ema=config.optim.ema_decay > 0,
-        task_weighting=config.task_weighting,
-    )
+    optimizer, abstract = plan_state(definition, config)
     shardings = state_shardings(definition, optimizer, abstract, mesh, config.mesh)
     step = jax.jit(
         on_mesh(make_step(definition, optimizer, config), mesh),

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import jax
 
-from vitscale.config import TrainConfig
+from vitscale.config import FREE_KEYS, TrainConfig
 from vitscale.config_loading import to_json
 from vitscale.data.batches import Reject
 from vitscale.errors import UserError
@@ -27,20 +27,6 @@ from vitscale.train.agreement import first_complaint
 logger = logging.getLogger(__name__)
 CONFIG_FILE, CLASSES_FILE, REJECTS_FILE = "config.json", "classes.json", "rejects.jsonl"
 LOCK_FILE = ".lock"
-# What may change between two starts of one run: where and how it runs, not what it computes.
-FREE_KEYS = (
-    "mesh",
-    "log",
-    "checkpoint",
-    "survival",
-    "validation",
-    "data.root",
-    "data.num_workers",
-    "data.num_threads",
-    "data.prefetch_batches",
-    "model.attention",
-    "model.remat",
-)
 
 
 class WorkdirLock:

@@ -1,1 +1,0 @@
-"""That pytest puts this folder on the path: the tests in its sub-folders share its helpers, such as `headless`."""

@@ -33,7 +33,7 @@ def config(root: Path, **changes) -> EvalConfig:
     parts = {"train": TRAIN, "test": TEST, "field": "colour"}
     values = {
         "root": str(root),
-        "knn": (KnnConfig("knn", **parts, k=5, group_field="shade"),),
+        "knn": (KnnConfig("knn", **parts, k=5, group_field="shade", per_class=True),),
         "linear_probe": (
             LinearProbeConfig(
                 "linear",
@@ -44,7 +44,7 @@ def config(root: Path, **changes) -> EvalConfig:
                 validation_fraction=0.3,
             ),
         ),
-        "few_shot": (FewShotConfig("few", **parts, shots=(1, 5), draws=2),),
+        "few_shot": (FewShotConfig("few", **parts, shots=(1, 5), draws=2, per_class=True),),
         "attentive_probe": (
             AttentiveProbeConfig(
                 "attentive",
@@ -55,6 +55,7 @@ def config(root: Path, **changes) -> EvalConfig:
                 steps=40,
                 lr=(3e-3, 1e-2),
                 num_heads=4,
+                per_class=True,
                 slices=("shade",),
                 group_field="product",
             ),
@@ -90,6 +91,18 @@ def shop(tmp_path_factory):
 def measured(model, shop, tmp_path_factory):
     output = tmp_path_factory.mktemp("out")
     return evaluate(config(shop), model, output), output
+
+
+def test_probes_are_measured_for_each_class(measured):
+    metrics, output = measured
+    rows = pq.read_table(output / "per_class.parquet").to_pylist()
+    assert {row["suite"] for row in rows} == {"knn", "few", "attentive"}
+    accuracy = {
+        row["class"]: row for row in rows if (row["suite"], row["metric"]) == ("knn", "accuracy")
+    }
+    assert accuracy["yellow"]["value"] == 0  # of no class that training has
+    total = sum(row["value"] * row["n"] for row in accuracy.values())
+    assert total / 13 == pytest.approx(metrics["knn/accuracy"]["value"])
 
 
 def test_every_probe_tells_the_colours_apart(measured):

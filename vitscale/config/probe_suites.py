@@ -40,6 +40,7 @@ class KnnConfig:
     temperature: float = 0.07
     embedding: str = "pooled"
     slices: tuple[str, ...] = ()  # fields of the test examples: accuracy for each of their values
+    per_class: bool = False  # the same for each class of the test examples, into per_class.parquet
     group_field: str = ""  # test examples that share its value are resampled together
 
     def __post_init__(self) -> None:
@@ -65,6 +66,7 @@ class LinearProbeConfig:
     steps: int = 200  # of L-BFGS, at most
     embedding: str = "pooled"
     slices: tuple[str, ...] = ()
+    per_class: bool = False
     # of the test examples, and of train where it has it: a group is then never in both parts of train
     group_field: str = ""
 
@@ -93,6 +95,7 @@ class FewShotConfig:
     l2: float = 1024.0  # big_vision's, for whitened features with a bias
     embedding: str = "pooled"
     slices: tuple[str, ...] = ()
+    per_class: bool = False
     group_field: str = ""
 
     def __post_init__(self) -> None:
@@ -122,6 +125,7 @@ class AttentiveProbeConfig:
     # tokens of `train` are kept, in memory up to this and else in a temporary file
     token_memory_gib: float = 4.0
     slices: tuple[str, ...] = ()
+    per_class: bool = False
     # of the test examples, and of train where it has it: a group is then never in both parts of train
     group_field: str = ""
 

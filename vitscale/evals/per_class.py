@@ -31,15 +31,30 @@ def with_classes(
     classes are of the whole suite alone: within a slice most classes have hardly a query.
     """
     codes = None if result.groups is None else group_codes(result.groups)
-    values = {name: each for name, each in result.per_query.items() if kind_of(name) == "quality"}
-    means = class_means(values, labels, codes, bootstrap)
-    macro = {MACRO + name: macro_average(v, labels, codes) for name, v in values.items()}
+    macro = {
+        MACRO + name: macro_average(v, labels, codes) for name, v in _qualities(result).items()
+    }
+    estimates = {name: figure.estimate(bootstrap) for name, figure in macro.items()}
+    result = dataclasses.replace(result, estimates=result.estimates | estimates)
+    return with_class_rows(result, labels, names, bootstrap)
+
+
+def with_class_rows(
+    result: SuiteResult,
+    labels: Int[np.ndarray, "Q K"],
+    names: Sequence[str],
+    bootstrap: Bootstrap,
+) -> SuiteResult:
+    """Adds `per_class` alone."""
+    codes = None if result.groups is None else group_codes(result.groups)
+    means = class_means(_qualities(result), labels, codes, bootstrap)
     return dataclasses.replace(
-        result,
-        per_class={names[label]: of_class for label, of_class in means.items()},
-        estimates=result.estimates
-        | {name: figure.estimate(bootstrap) for name, figure in macro.items()},
+        result, per_class={names[label]: of_class for label, of_class in means.items()}
     )
+
+
+def _qualities(result: SuiteResult) -> dict[str, Float[np.ndarray, " Q"]]:
+    return {name: each for name, each in result.per_query.items() if kind_of(name) == "quality"}
 
 
 def macro_average(

@@ -18,6 +18,7 @@ from vitscale.evals.embed import EmbedOptions
 from vitscale.evals.evaluation_report import SuiteReport
 from vitscale.evals.external_vectors import ExternalVectors
 from vitscale.evals.metrics import PAD
+from vitscale.evals.per_class import with_class_rows
 from vitscale.evals.probe_data import (
     Examples,
     check_classes,
@@ -114,6 +115,9 @@ def _run_suite(
     note += ungrouped_note(suite.group_field, grouped) + overlap
     if unreadable:
         note += f" {len(unreadable):,} images could not be read (first: {unreadable[0]!r})."
+    if suite.per_class:
+        classes_of = slicer.classes[suite.field]
+        result = with_class_rows(result, test.labels[:, :1], classes_of, slicer.bootstrap)
     result = slicer(result, suite.slices, _part(test_read, test_rows))
     return SuiteReport(result, note, plots=_plots(facts))
 

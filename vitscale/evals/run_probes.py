@@ -22,6 +22,7 @@ from vitscale.evals.evaluation_report import SuiteReport
 from vitscale.evals.few_shot import few_shot
 from vitscale.evals.knn_probe import knn
 from vitscale.evals.linear_probe import linear_probe
+from vitscale.evals.per_class import with_class_rows
 from vitscale.evals.probe_data import (
     Examples,
     check_parted,
@@ -129,6 +130,11 @@ def _run_probe(probe: Probe, model: Measured, reads: Reads, slicer: Slicer) -> S
     if isinstance(probe, FewShotConfig):
         note += _short_note(probe, result)
     note += overlap
+    if probe.per_class:
+        # Several labels count where the metric knows them: the other probes are judged by the first.
+        several = isinstance(probe, LinearProbeConfig) and probe.loss == "sigmoid"
+        labels = test.labels if several else test.labels[:, :1]
+        result = with_class_rows(result, labels, slicer.classes[probe.field], slicer.bootstrap)
     return SuiteReport(slicer(result, probe.slices, test_read.embedded), note, plots=drawn)
 
 

@@ -66,7 +66,7 @@ $(AOT)/.ready: pyproject.toml constraints.txt
 
 test-aot: $(AOT)/.ready
 	$(AOT)/bin/python -m pytest -s -m slow tests/parallel/test_hlo_budget.py \
-		tests/parallel/test_collectives.py tests/parallel/test_recipes.py
+		tests/parallel/test_collectives.py tests/parallel/test_recipes.py tests/launch/test_plan_gpus.py
 
 # libtpu holds the TPU compiler and needs no TPU to compile (1.4 GB).
 $(AOT_TPU)/.ready: pyproject.toml constraints.txt

@@ -9,7 +9,8 @@ The truth is read here, after the run, and nowhere else.
 
     python benchmarks/prep.py --rows 100000 1000000
 
-prints instead what each step costs on so many synthetic rows (benchmarks/prep_scale.py).
+prints instead what each step costs on so many synthetic rows (benchmarks/prep_scale.py), with `--phrases 1000000` for a
+vocabulary of a million.
 """
 
 from __future__ import annotations
@@ -114,6 +115,9 @@ def main() -> None:
     parser.add_argument("--products", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, nargs="+", help="cost on so many synthetic rows")
+    parser.add_argument(
+        "--phrases", type=int, default=0, help="with --rows: a vocabulary of so many"
+    )
     parser.add_argument("--shop", type=Path, help="an existing folder of `vitscale shop`")
     parser.add_argument(
         "--details", action="store_true", help="precision and recall by kind, stage times"
@@ -121,7 +125,7 @@ def main() -> None:
     parser.add_argument("--config", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     if arguments.rows:
-        print_sizes(arguments.rows)
+        print_sizes(arguments.rows, arguments.phrases)
         return
     with tempfile.TemporaryDirectory() as folder:
         shop = arguments.shop or Path(folder) / "shop"

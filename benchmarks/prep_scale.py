@@ -3,7 +3,8 @@
 Each size runs in a process of its own, in one worker, on the rows of benchmarks/prep_rows.py, without images; a small
 run before it compiles. Of each step: CPU seconds, rows a CPU second, peak memory (own: what no file backs; peak: all
 that is resident, pages of mapped files among it), and bytes read, written and shuffled. A phrase is frequent that is in
-`SHARE` of the records, so that all sizes have about the same vocabulary.
+`SHARE` of the records, so that all sizes have about the same vocabulary; with `--phrases` instead as many phrases as
+that are taken of what three records hold, and grouped into 20,000 clusters in two levels.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from data_prep.run_state import RunState
 from data_prep.schema import ClusterConfig, PrepConfig, VocabularyConfig
 
 SHARE = 1 / 20_000
+RARE = 3  # records that hold a phrase, with `--phrases`
 WARM_ROWS = 2048
 SAMPLE_SECONDS = 0.02
 TARGET = 10**9
@@ -107,7 +109,7 @@ class Meter:
         }
 
 
-def measure(rows: int, folder: Path) -> dict[str, Any]:
+def measure(rows: int, folder: Path, phrases: int = 0) -> dict[str, Any]:
     """Costs of the steps on the first `rows` synthetic rows; `folder` must be new."""
     meter = Meter()
 
@@ -129,7 +131,8 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
         meter.shuffle(getattr(result, "shuffled", None) or 0)
         add(traffic, result)
 
-    write_rows(Corpus(), rows, folder / "rows")
+    corpus = Corpus(words=max(50_000, phrases // 5), concepts=max(50_000, phrases // 2))
+    write_rows(corpus, rows, folder / "rows")
     patches: list[contextlib.AbstractContextManager[Any]] = [
         patch.object(pipeline, "RunState", Metered),
         patch.object(pq, "read_table", read),
@@ -139,7 +142,7 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
         for each in patches:
             stack.enter_context(each)
         pipeline.run_prep(
-            prep_config(rows),
+            many_phrases(phrases) if phrases else prep_config(rows),
             folder / "rows",
             folder / "prep",
             runner_options=["--direct_num_workers=1"],
@@ -163,10 +166,22 @@ def prep_config(rows: int) -> PrepConfig:
     )
 
 
-def measure_apart(rows: int) -> dict[str, Any]:
+def many_phrases(phrases: int) -> PrepConfig:
+    return PrepConfig(
+        sources=SOURCES,
+        image_field=None,
+        vocabulary=VocabularyConfig(min_document_frequency=RARE, max_phrases=phrases),
+        clusters=ClusterConfig(count=20_000, iterations=10, levels=2),
+    )
+
+
+def measure_apart(rows: int, phrases: int = 0) -> dict[str, Any]:
     """`measure` in a new process, after a run that compiles."""
     found = subprocess.run(
-        [sys.executable, __file__, str(rows)], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, __file__, str(rows), str(phrases)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     result: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
     return result
@@ -206,11 +221,11 @@ def _per_row(size: dict[str, Any], names: Mapping[str, Any]) -> float:
     return float(seconds) / int(size["rows"])
 
 
-def print_sizes(rows: Sequence[int]) -> None:
+def print_sizes(rows: Sequence[int], phrases: int = 0) -> None:
     """Measures each size and prints a table a size, then one JSON line with everything."""
     sizes = []
     for count in rows:
-        size = measure_apart(count)
+        size = measure_apart(count, phrases)
         sizes.append(size)
         print(f"{count:,} rows, input {size['input_bytes'] / 1e6:,.0f} MB, {size['counts']}")
         columns = (
@@ -248,4 +263,4 @@ def _status(key: str) -> int:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         measure(WARM_ROWS, Path(temporary) / "warm")
-        print(json.dumps(measure(int(sys.argv[1]), Path(temporary) / "run")))
+        print(json.dumps(measure(int(sys.argv[1]), Path(temporary) / "run", int(sys.argv[2]))))

@@ -6,6 +6,7 @@ else for as many fake CPU devices, which partition alike but do not tell a chip'
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -133,7 +134,8 @@ def make_plan(config: TrainConfig, topology: str, *, compiles: bool = True) -> P
     refused, text = False, ""
     if compiles:
         # Memory is that of the largest images.
-        lowered = lower(setup, image_size=max(config.data.image_sizes, default=None))
+        with aot.assume_kernels(parsed.chip) if real else contextlib.nullcontext():
+            lowered = lower(setup, image_size=max(config.data.image_sizes, default=None))
         began = time.perf_counter()
         memory, sent, text, refused = _compile(setup, lowered)
     else:

@@ -25,7 +25,7 @@ from vitscale.models.multitask import define_model_from_counts
 from vitscale.parallel.aot import (
     CHIPS,
     GIB,
-    assume_cudnn,
+    assume_kernels,
     fits,
     has_gpu_compiler,
     has_tpu_compiler,
@@ -114,12 +114,12 @@ def test_compiles_inside_the_memory_of_its_chips(path):
         )
     topology = RECIPES[path]
     start = time.perf_counter()
-    with assume_cudnn():
+    chip = parse_topology(topology).chip
+    with assume_kernels(chip):
         config = _config(path)
         _, lowered = lower_step(config, topology_devices(topology), known_classes(config))
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
-    chip = parse_topology(topology).chip
     print(
         f"\n{Path(path).stem} on {topology}: {peak_memory(compiled) / GIB:.2f} of "
         f"{chip.device_memory / GIB:.0f} GiB, compiled in {seconds:.0f} s"

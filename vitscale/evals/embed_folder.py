@@ -105,16 +105,7 @@ def embed_folder(
     wait_for_others("prepared")
     embedder = Embedder(model, [manifest["embedding"]], options=reading)
     limit = RejectLimit(reading.max_reject_fraction, len(source))
-    todo: dict[Path, range] = {}
-    done = 0
-    for number in range(jax.process_index(), manifest["parts"], jax.process_count()):
-        rows = _rows_of(number, manifest)
-        rejects = read_part_rejects(folder / part_name(number, manifest["parts"]))
-        if rejects is None:
-            todo[folder / part_name(number, manifest["parts"])] = rows
-        else:
-            _count(limit, rejects, source)
-            done += len(rows)
+    todo, done = _own_parts(folder, manifest, source, limit)
     if manifest["parts"] < jax.process_count() and jax.process_index() == 0:
         log.warning(
             "%d parts for %d processes: lower --rows-per-part, so that each of them has work",
@@ -142,6 +133,24 @@ def embed_folder(
     seconds = max(run["seconds"] for run in runs)
     rate = embedder.facts(images, seconds, len(runs)) if images else before.get("rate")
     return _finished(folder, manifest, source, reading, rate), images
+
+
+def _own_parts(
+    folder: Path, manifest: Mapping[str, Any], source: Source, limit: RejectLimit
+) -> tuple[dict[Path, range], int]:
+    """The parts that this process has yet to write, with their rows, and how many rows its written ones have."""
+    todo: dict[Path, range] = {}
+    done = 0
+    for number in range(jax.process_index(), manifest["parts"], jax.process_count()):
+        rows = _rows_of(number, manifest)
+        path = folder / part_name(number, manifest["parts"])
+        rejects = read_part_rejects(path)
+        if rejects is None:
+            todo[path] = rows
+        else:
+            _count(limit, rejects, source)
+            done += len(rows)
+    return todo, done
 
 
 def describe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -70,34 +70,38 @@ def linear_probe(
         )
         return _Trained(standardise, fit)
 
-    everything = np.ones(len(train.ids), bool)
-    sweep: list[dict[str, object]] = []
-    l2, number = suite.l2[0], 0
-    if len(suite.l2) > 1:
-        held_out = hold_out(
-            suite.name,
-            train.label,
-            train.group_codes,
-            suite.validation_fraction,
-            bootstrap.seed,
-        )
-        trained = learn(~held_out, suite.l2)
-        number = int(held_out.sum())
-        features, truth = train.features[held_out], targets[held_out]
-        found = [
-            _validate(trained.scores(features, i), truth, multi_label) for i in range(len(suite.l2))
-        ]
-        l2 = max(zip(found, suite.l2, strict=True))[1]
-        sweep = [
-            {"l2": value, "validation": score, **_ending(trained.fit, i)}
-            for i, (value, score) in enumerate(zip(suite.l2, found, strict=True))
-        ]
-    final = learn(everything, [l2])
-    facts = {"l2": l2, **_ending(final.fit, 0), "held_out": number, "sweep": sweep}
+    l2, chosen_by = _choose(suite, train, targets, learn, bootstrap.seed)
+    final = learn(np.ones(len(train.ids), bool), [l2])
+    facts = {"l2": l2, **_ending(final.fit, 0), **chosen_by}
     scores = final.scores(test.features, 0)
     if multi_label:
         return _multi_label_result(suite.name, test, scores, classes, bootstrap, facts)
     return class_result(suite.name, test, classes[scores.argmax(axis=1)], classes, bootstrap, facts)
+
+
+def _choose(
+    suite: LinearProbeConfig,
+    train: Examples,
+    targets: Bool[np.ndarray, "N C"],
+    learn: Callable[[Bool[np.ndarray, " N"], Sequence[float]], _Trained],
+    seed: int,
+) -> tuple[float, dict[str, object]]:
+    """The penalty that is best on the held-out part, and the facts of the choice; a single one needs none."""
+    if len(suite.l2) == 1:
+        return suite.l2[0], {"held_out": 0, "sweep": []}
+    held_out = hold_out(suite.name, train.label, train.group_codes, suite.validation_fraction, seed)
+    trained = learn(~held_out, suite.l2)
+    features, truth = train.features[held_out], targets[held_out]
+    found = [
+        _validate(trained.scores(features, i), truth, suite.loss == "sigmoid")
+        for i in range(len(suite.l2))
+    ]
+    sweep = [
+        {"l2": value, "validation": score, **_ending(trained.fit, i)}
+        for i, (value, score) in enumerate(zip(suite.l2, found, strict=True))
+    ]
+    best = max(zip(found, suite.l2, strict=True))[1]
+    return best, {"held_out": int(held_out.sum()), "sweep": sweep}
 
 
 def multi_hot(

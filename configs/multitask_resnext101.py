@@ -8,7 +8,8 @@ in `runs/resnext101`, of `pretrain_resnext101.py`. BatchNorm is over the global 
 have no learning rates of their own, which are for ViTs. Grouped convolutions leave most of a TPU's multiplier empty,
 so expect several times the plan's hours.
 
-Plan: 55 chip-hours at best (0.9 hours), 12.2 of 16 GiB a chip. Published: no figure for a catalogue like yours; Zhai et al. (2019, arXiv 1908.01707) describe a unified embedding of a shopping system on a CNN.
+Plan: 55 chip-hours at best (0.9 hours), 12.2 of 16 GiB a chip. Published: no figure for a catalogue like yours;
+Zhai et al. (2019, arXiv 1908.01707) describe a unified embedding of a shopping system on a CNN.
 """
 
 from ml_collections import ConfigDict

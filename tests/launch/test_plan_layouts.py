@@ -48,13 +48,17 @@ def planned(topology: str, model: dict, mesh: dict, batch: int, remat: str = "fu
 
 
 def test_b_on_16_chips():
-    plan = planned("v5e:4x4", {"variant": "B/16"}, {"layout": "fsdp", "fsdp": 16}, 512)
+    mesh = {"layout": "fsdp", "fsdp": 16}
+    plan = planned("v5e:4x4", {"variant": "B/16"}, mesh, 512, remat="none")
     assert plan.fits
     assert plan.hosts == 4
     assert plan.warnings == ()
-    # Two bfloat16 passes over the parameters (the classifier's is split otherwise).
-    gathered = sum(size for (kind, *_), size in plan.sent.items() if kind == "all-gather")
-    assert gathered == pytest.approx(2 * 2 * 86e6, rel=0.1)
+    # Two bfloat16 passes over the parameters, and one of float32 gradients (the classifier's is split otherwise). Some
+    # shards go round while the product with them is made: libtpu permutes those instead of gathering them.
+    ways = ("all-gather", "reduce-scatter", "collective-permute")
+    for dtype, wanted in (("bf16", 2 * 2 * 86e6), ("f32", 4 * 86e6)):
+        sent = sum(s for (kind, _, its), s in plan.sent.items() if kind in ways and its == dtype)
+        assert sent == pytest.approx(wanted, rel=0.1)
 
 
 def test_remat_is_what_fits_l_on_256_chips_and_its_shards_of_4_rows_are_named():

@@ -156,7 +156,9 @@ def test_kinds_and_free_instructions():
 
 LOOP = """%body (t: (s32[], f32[100])) -> (s32[], f32[100]) {
   %t = (s32[], f32[100]{0}) parameter(0)
-  %i = s32[] get-tuple-element(%t), index=0
+  %before = s32[] get-tuple-element(%t), index=0
+  %step = s32[] constant(STEP)
+  %i = s32[] add(%before, %step)
   %x = f32[100]{0} get-tuple-element(%t), index=1
   %y = f32[100]{0} negate(%x), metadata={op_name="jit(f)/while/body/neg"}
   ROOT %r = (s32[], f32[100]{0}) tuple(%i, %y)
@@ -172,17 +174,18 @@ LOOP = """%body (t: (s32[], f32[100])) -> (s32[], f32[100]) {
 
 
 @pytest.mark.parametrize(
-    ("bound", "config"),
+    ("bound", "step", "config"),
     [
-        ("%n = s32[] constant(7)", ""),
-        ("%n = s32[] constant(9)", ', backend_config={"known_trip_count":{"n":"7"}}'),
+        ("%n = s32[] constant(7)", 1, ""),
+        ("%n = s32[] constant(13)", 2, ""),  # unrolled once
+        ("%n = s32[] constant(9)", 1, ', backend_config={"known_trip_count":{"n":"7"}}'),
     ],
 )
-def test_a_loop_body_counts_once_a_trip(bound, config):
+def test_a_loop_body_counts_once_a_trip(bound, step, config):
     text = entry(
         "%start = (s32[], f32[100]{0}) parameter(0)",
         f"%w = (s32[], f32[100]{{0}}) while(%start), condition=%condition, body=%body{config}",
-        computations=LOOP.replace("BOUND", bound),
+        computations=LOOP.replace("BOUND", bound).replace("STEP", str(step)),
     )
     negations = [k for k in kernels(text) if k.name == "y"]
     assert [(k.bytes, k.runs) for k in negations] == [(7 * 800, 7)]
@@ -193,7 +196,9 @@ def test_a_loop_of_unknown_length_is_an_error():
     text = entry(
         "%start = (s32[], f32[100]{0}) parameter(0)",
         "%w = (s32[], f32[100]{0}) while(%start), condition=%condition, body=%body",
-        computations=LOOP.replace("BOUND", "%n = s32[] get-tuple-element(%t.1), index=0"),
+        computations=LOOP.replace("BOUND", "%n = s32[] get-tuple-element(%t.1), index=0").replace(
+            "STEP", "1"
+        ),
     )
     with pytest.raises(ValueError, match="%w runs a number of times"):
         kernels(text)

@@ -240,13 +240,14 @@ def _bits(dtype: str) -> int:
 def trip_count(module: Module, loop: Instruction) -> int:
     """How often the body of a `while` runs. Raises `ValueError` when the text does not tell.
 
-    From XLA's own analysis when it is in the text, else the constant that the loop's condition compares with.
+    From XLA's own analysis when it is in the text, else the constant that the loop's condition compares with, over what
+    the body adds to the counter.
     """
     known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
     if known:
         return int(known)
-    condition = loop.attribute(r"condition=%([\w.\-]+)")
-    body = list(module.computations[condition].instructions.values())
+    condition = module.computations[loop.attribute(r"condition=%([\w.\-]+)")]
+    body = list(condition.instructions.values())
     for instruction in list(body):
         body += [inner for _, inner in module.inside(instruction)]
     bounds = {
@@ -259,4 +260,23 @@ def trip_count(module: Module, loop: Instruction) -> int:
             f"the loop %{loop.name} runs a number of times that its condition does not tell "
             f"(constants {sorted(bounds)}); count a program with fixed loops."
         )
-    return bounds.pop()
+    step = _counter_step(condition, module.computations[loop.attribute(r"body=%([\w.\-]+)")])
+    return math.ceil(bounds.pop() / step)
+
+
+def _counter_step(condition: Computation, body: Computation) -> int:
+    """What one run of a loop's body adds to the counter: 2 in a loop that XLA has unrolled once, as it does with those
+    that multiply by a matrix while its shards go round; 1 where the text does not tell."""
+    tested = [condition.instructions.get(name) for name in condition.root.operands]
+    for element in tested:
+        if element is None or element.opcode != "get-tuple-element":
+            continue
+        index = int(element.attribute(r"\bindex=(\d+)"))
+        if body.root.opcode != "tuple":
+            return 1
+        update = body.instructions[body.root.operands[index]]
+        if update.opcode == "add":
+            steps = [body.instructions[name] for name in update.operands]
+            constants = [int(s.argument) for s in steps if s.opcode == "constant"]
+            return constants[0] if constants else 1
+    return 1

@@ -62,17 +62,8 @@ def make_bundle(repository: Path, output: Path, *, with_uncommitted: bool = Fals
     Raises:
         UserError: there is no commit; files are changed; a new file looks like a secret or is large.
     """
-    if _try_git(repository, "rev-parse", "--verify", "--quiet", "HEAD").returncode:
-        raise UserError(f"{repository} has no commit yet: commit what is to run.")
+    changed = check_files(repository, with_uncommitted=with_uncommitted)
     base = _git(repository, "rev-parse", "HEAD")
-    changed = tuple(_changed(repository))
-    if changed and not with_uncommitted:
-        some = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
-        raise UserError(
-            f"{len(changed)} files are not committed ({some}) and the workers would not have them: commit them, or add "
-            "--with-uncommitted."
-        )
-    _check_files(repository, changed)
     with tempfile.TemporaryDirectory() as folder:
         borrowed = Path(folder) / "borrowed.git"
         environment = _borrow(repository, borrowed)
@@ -84,6 +75,21 @@ def make_bundle(repository: Path, output: Path, *, with_uncommitted: bool = Fals
             environment=environment,
         )
     return Bundle(output, commit, base, changed)
+
+
+def check_files(repository: Path, *, with_uncommitted: bool) -> tuple[str, ...]:
+    """The files that are not committed. Raises `UserError` where `make_bundle` would."""
+    if _try_git(repository, "rev-parse", "--verify", "--quiet", "HEAD").returncode:
+        raise UserError(f"{repository} has no commit yet: commit what is to run.")
+    changed = tuple(_changed(repository))
+    if changed and not with_uncommitted:
+        some = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+        raise UserError(
+            f"{len(changed)} files are not committed ({some}) and the workers would not have them: commit them, or add "
+            "--with-uncommitted."
+        )
+    _check_private(repository, changed)
+    return changed
 
 
 def bundle_path(folder: Path, commit: str) -> Path:
@@ -119,7 +125,7 @@ def _changed(repository: Path) -> list[str]:
     return sorted(entry[3:] for entry in listed.stdout.split("\0") if entry)
 
 
-def _check_files(repository: Path, changed: Sequence[str]) -> None:
+def _check_private(repository: Path, changed: Sequence[str]) -> None:
     private = [name for name in changed if _PRIVATE.search(name)]
     if private:
         raise UserError(

@@ -12,13 +12,14 @@ import re
 import shlex
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from launch.secrets import hide
-from vitscale.errors import UserError
+from vitscale.errors import Preempted, UserError
 
 Kind = Literal[
     "auth", "agent", "permission", "quota", "stockout", "not found", "exists", "gone", "busy", "ssh", "passing",
@@ -70,6 +71,10 @@ RETRIES = 5
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 120.0  # seconds between tries; doubled each time
 
 
+class EndAsked(Preempted):
+    """Somebody asks the launch to end, while nothing is under way that must not be cut off."""
+
+
 class GcloudFailed(Exception):
     """A call of gcloud ended with an error that another try did not cure."""
 
@@ -96,6 +101,14 @@ class Gcloud:
     say: Callable[[str], None] = print
     sleep: Callable[[float], None] = time.sleep
     program: str = field(default="gcloud")
+    end_asked: threading.Event | None = None
+
+    def pause(self, seconds: float) -> None:
+        """Sleeps between looks. Raises `EndAsked` as soon as `end_asked` is set."""
+        if self.end_asked is None:
+            self.sleep(seconds)
+        elif self.end_asked.wait(seconds):
+            raise EndAsked("asked to end")
 
     def command(self, *words: str) -> list[str]:
         """The words of a call, as it is made and printed."""

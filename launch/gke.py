@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.chips import Rented
-from launch.code_bundle import find_repository
 from launch.job import Job
-from launch.kubectl import AlreadyThere, Kubectl
+from launch.kubectl import AlreadyThere, Kubectl, Unreachable
+from launch.launch_folder import launch_folder, make_folder
 from launch.locks import held
 from launch.manifests import Manifest, to_yaml
 from launch.pods import CONTAINER, ID_LABEL
@@ -31,6 +31,9 @@ SAVE_SECONDS = (
 )
 PEER_SECONDS = 100.0  # where the command has no config that says so
 JOBSETS = "jobsets.jobset.x-k8s.io"
+# Reasons of "Failed" where one of our rules has ended it: only exit code 2 has such a rule (`launch.manifests`). The
+# first is a JobSet's, the second a Job's.
+MISTAKES = ("FailJobSetFailurePolicyAction", "PodFailurePolicy")
 LISTED = 10  # pods that a table names one by one
 
 
@@ -44,6 +47,7 @@ class Record:
     namespace: str
     is_jobset: bool
     hosts: int  # of a slice
+    command: tuple[str, ...] = ()  # words after `vitscale`; empty for one from another machine
 
     @property
     def selector(self) -> str:
@@ -59,15 +63,30 @@ class Record:
         return JOBSETS if self.is_jobset else "jobs,services"
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What a JobSet or a Job is doing."""
+
+    state: str
+    why: str = ""
+    mistake: bool = False  # it has failed for exit code 2, by the rule that makes that final
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("finished", "failed")
+
+    def __str__(self) -> str:
+        return f"{self.state} ({self.why})" if self.why else self.state
+
+
 def new_launch_id(name: str) -> str:
     """A label's value that no other launch has: the name and 40 random bits."""
     return f"{name[:40].rstrip('-')}-{random_names.token_hex(5)}"
 
 
 def new_record(job: Job, rented: Rented, context: str, namespace: str) -> Record:
-    return Record(
-        job.name, new_launch_id(job.name), context, namespace, rented.is_tpu, rented.hosts
-    )
+    launch_id = new_launch_id(job.name)
+    return Record(job.name, launch_id, context, namespace, rented.is_tpu, rented.hosts, job.command)
 
 
 def grace_of(job: Job) -> int:
@@ -87,12 +106,8 @@ def grace_of(job: Job) -> int:
 
 
 def find_folder(start: Path) -> Path:
-    """Where launches are remembered: `.vitscale/launch/gke` of the checkout around `start`, else of `start` itself."""
-    try:
-        top = find_repository(start)
-    except UserError:  # the code is in the image: a checkout is not needed
-        top = start
-    return top / ".vitscale" / "launch" / "gke"
+    """Where launches are remembered."""
+    return launch_folder(start) / "gke"
 
 
 def create(record: Record, documents: Sequence[Manifest], folder: Path) -> None:
@@ -102,21 +117,23 @@ def create(record: Record, documents: Sequence[Manifest], folder: Path) -> None:
         UserError: there is such a launch, or something else has the name; nothing of it is changed.
     """
     busy = f"another process on this machine launches {record.name!r} just now: wait for it, or take another --name."
-    _make(folder)
+    make_folder(folder)
     with held(_path(record.name, folder).with_suffix(".lock"), "the folder of launches", busy):
-        old = _read(record.name, folder)
-        if old is not None and _exists(old, folder):
+        old = read(_path(record.name, folder))
+        if old is not None and exists(old, folder):
             raise UserError(
                 f"launch {record.name!r} is still there (context {old.context}): look at it by `vitscale launch gke "
                 f"status --name {record.name}`, delete it, or take another --name."
             )
-        _write(record, folder)
+        write(record, _path(record.name, folder))
         _create(record, documents, folder)
 
 
 def _create(record: Record, documents: Sequence[Manifest], folder: Path) -> None:
     try:
         record.kubectl.run("create", "--filename=-", given=to_yaml(list(documents)))
+    except Unreachable:
+        raise  # perhaps it has done so
     except (AlreadyThere, UserError) as error:
         # Refused. What was created before the refused one has this launch's label. After any other end nobody knows
         # what is there, and the record stays.
@@ -137,7 +154,7 @@ def find(name: str, *, launch_id: str | None, kubectl: Kubectl | None, folder: P
         kubectl: where to look for `launch_id`.
     """
     if launch_id is None:
-        record = _read(name, folder)
+        record = remembered(name, folder)
         if record is None:
             raise UserError(
                 f"no launch {name!r} in {folder}: run this where it was launched, or give its id (`kubectl get "
@@ -152,6 +169,12 @@ def find(name: str, *, launch_id: str | None, kubectl: Kubectl | None, folder: P
     return Record(name, launch_id, kubectl.context or "", kubectl.namespace, is_jobset, hosts)
 
 
+def look(record: Record) -> Standing | None:
+    """None: it is not there any more."""
+    tops = _tops(record)
+    return _standing(tops[0]) if tops else None
+
+
 def status(record: Record) -> list[str]:
     """Lines about the job and its pods.
 
@@ -160,20 +183,20 @@ def status(record: Record) -> list[str]:
         LaunchFailed: it has failed, and why.
     """
     kubectl = record.kubectl
-    tops = kubectl.get(JOBSETS if record.is_jobset else "jobs", record.selector)
+    tops = _tops(record)
     if not tops:
         raise UserError(
             f"launch {record.name!r} (id {record.launch_id}) is not in namespace {record.namespace!r} of context "
             f"{record.context}: it was deleted, or ended more than a week ago."
         )
-    state, why = _state(tops[0])
-    lines = [f"{record.name}: {state}{f' ({why})' if why else ''}, launch {record.launch_id}"]
+    standing = _standing(tops[0])
+    lines = [f"{record.name}: {standing}, launch {record.launch_id}"]
     if record.is_jobset:
         found = tops[0].get("status", {})
         counted = found.get("restartsCountTowardsMax", 0)
         lines[0] += f", {found.get('restarts', 0)} restarts of which {counted} count"
     lines += _pod_lines(kubectl.get("pods", record.selector))
-    if state == "failed":
+    if standing.state == "failed":
         raise LaunchFailed("\n".join(lines), 1)
     return lines
 
@@ -199,8 +222,10 @@ def logs(record: Record, *, process: int | None, tail: int, follow: bool) -> Non
         raise LaunchFailed(f"kubectl logs ended with code {code}.", code)
 
 
-def delete(record: Record, folder: Path) -> list[str]:
+def delete(record: Record, folder: Path, *, wait: bool = False) -> list[str]:
     """Deletes what this launch created, by its label. Returns what that was.
+
+    wait: until it is gone with all that the cluster has made of it, so that its name is free.
 
     Raises:
         UserError: nothing with the label is there.
@@ -214,14 +239,16 @@ def delete(record: Record, folder: Path) -> list[str]:
             f"nothing in namespace {record.namespace!r} of context {record.context} has the label {record.selector}; "
             f"what is called {record.name!r} there, if anything is, was not created by this launch and is left alone."
         )
-    kubectl.run("delete", record.created_kinds, f"--selector={record.selector}", "--wait=false")
-    known = _read(record.name, folder)
+    how = ["--cascade=foreground", "--timeout=5m"] if wait else ["--wait=false"]
+    kubectl.run("delete", record.created_kinds, f"--selector={record.selector}", *how)
+    known = remembered(record.name, folder)
     if known is not None and known.launch_id == record.launch_id:  # not of another by the name
         _path(record.name, folder).unlink(missing_ok=True)
     return named
 
 
-def _exists(record: Record, folder: Path) -> bool:
+def exists(record: Record, folder: Path) -> bool:
+    """Whether anything of the launch is left: the Service of a Job stays when that is deleted."""
     try:
         return bool(record.kubectl.get(record.created_kinds, record.selector))
     except UserError as error:
@@ -231,8 +258,11 @@ def _exists(record: Record, folder: Path) -> bool:
         ) from error
 
 
-def _state(top: Mapping[str, Any]) -> tuple[str, str]:
-    """What a JobSet or a Job is doing, and why where it says so."""
+def _tops(record: Record) -> list[dict[str, Any]]:
+    return record.kubectl.get(JOBSETS if record.is_jobset else "jobs", record.selector)
+
+
+def _standing(top: Mapping[str, Any]) -> Standing:
     names = {
         "Completed": "finished",
         "Complete": "finished",
@@ -242,8 +272,9 @@ def _state(top: Mapping[str, Any]) -> tuple[str, str]:
     }
     for condition in top.get("status", {}).get("conditions", ()):
         if condition["status"] == "True" and condition["type"] in names:
-            return names[condition["type"]], condition.get("message", "")
-    return "running", ""
+            state, why = names[condition["type"]], condition.get("message", "")
+            return Standing(state, why, state == "failed" and condition.get("reason") in MISTAKES)
+    return Standing("running")
 
 
 def _pod_lines(pods: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -290,24 +321,24 @@ def _path(name: str, folder: Path) -> Path:
     return folder / f"{name}.json"
 
 
-def _read(name: str, folder: Path) -> Record | None:
-    path = _path(name, folder)
-    if not path.is_file():
-        return None
+def remembered(name: str, folder: Path) -> Record | None:
+    """The launch of that name which was made from here last."""
+    return read(_path(name, folder))
+
+
+def read(path: Path) -> Record | None:
+    """A record; None: there is none. Raises `UserError` for a file that is something else."""
     try:
-        return Record(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        document = json.loads(path.read_text())
+        return Record(**{**document, "command": tuple(document.get("command", ()))})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a launch's record; move it away.") from error
 
 
-def _make(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder.parent / ".gitignore").write_text("*\n")
-
-
-def _write(record: Record, folder: Path) -> None:
-    _make(folder)
-    path = _path(record.name, folder)
+def write(record: Record, path: Path) -> None:
+    """Whole or not at all, whenever this process dies."""
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(dataclasses.asdict(record), indent=1))
     os.replace(temporary, path)

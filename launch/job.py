@@ -96,12 +96,15 @@ def check_name(place: str, name: str, suffix: str = "") -> None:
 
 def suggest_name(place: str, text: str, suffix: str = "") -> str:
     """The nearest name that the place takes."""
-    rule = NAME_RULES[place]
-    if rule.pattern == _CLOUD:
-        name = re.sub(r"[^a-z0-9]+", "-", text.lower()).lstrip("0123456789-")
-    else:
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("._-")
-    return name[: rule.longest - len(suffix)].rstrip("-._") or "run"
+    name = in_letters_of(place, text)
+    return name[: NAME_RULES[place].longest - len(suffix)].rstrip("-._") or "run"
+
+
+def in_letters_of(place: str, text: str) -> str:
+    """The text in letters that the place takes in a name, however long it is."""
+    if NAME_RULES[place].pattern == _CLOUD:
+        return re.sub(r"[^a-z0-9]+", "-", text.lower()).lstrip("0123456789-").rstrip("-")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("._-")
 
 
 def option(words: Sequence[str], name: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from launch.secrets import hide
 from vitscale.errors import UserError
 
+UNREACHABLE = r"[Uu]nable to connect|connection refused|no such host|i/o timeout|TLS handshake"
 # What kubectl says, and what to do; the first that matches.
 _WAYS_OUT: tuple[tuple[str, str], ...] = (
     (
@@ -33,9 +34,13 @@ _WAYS_OUT: tuple[tuple[str, str], ...] = (
         "you may not do that in this namespace; ask for the role container.developer",
     ),
     (
-        r"[Uu]nable to connect|connection refused|no such host|i/o timeout|TLS handshake",
+        UNREACHABLE,
         "the cluster cannot be reached; look at `gcloud container clusters list` and at your network, or choose "
         "another by --context",
+    ),
+    (
+        r"timed out waiting for the condition",
+        "it is not gone after a while; look at it by `kubectl describe`, then run the same command",
     ),
     (r"unknown field|[Ii]nvalid", "the cluster does not take the manifest; --dry-run prints it"),
 )
@@ -43,6 +48,10 @@ _WAYS_OUT: tuple[tuple[str, str], ...] = (
 
 class AlreadyThere(Exception):
     """An object of that name exists."""
+
+
+class Unreachable(UserError):
+    """The cluster did not answer; it may have done what it was asked for, and may answer later."""
 
 
 @dataclass(frozen=True)
@@ -105,5 +114,6 @@ def _translate(stderr: str, verb: str) -> Exception:
     said = (text.splitlines() or ["no words"])[-1].removeprefix("error: ")
     for pattern, way_out in _WAYS_OUT:
         if re.search(pattern, text):
-            return UserError(f"kubectl {verb}: {way_out} (it says: {said}).")
+            kind = Unreachable if pattern == UNREACHABLE else UserError
+            return kind(f"kubectl {verb}: {way_out} (it says: {said}).")
     return RuntimeError(f"kubectl {verb} failed: {text}")

@@ -42,15 +42,19 @@ def manifests(job: Job, rented: Rented, pods: PodOptions, options: JobOptions) -
             f"topology {rented.topology!r}: GKE joins slices only when each has several machines; take a larger slice, "
             f"such as {rented.slices}*{rented.chip}:{'4x4' if rented.shape.count('x') == 1 else '2x2x2'}."
         )
-    # Kubernetes hangs numbers and five letters on it, and a pod's name is a label: at most 63 characters.
-    last = f"-{rented.hosts - 1}-abcde"
-    check_name("gke", job.name, f"-{SLICE}-{rented.slices - 1}{last}" if rented.is_tpu else last)
+    check_name("gke", job.name, pod_suffix(rented))
     labels = {"app.kubernetes.io/managed-by": "vitscale", ID_LABEL: options.launch_id}
     pods = replace(pods, labels={**pods.labels, **labels})
     if rented.is_tpu:
         return [_job_set(job, rented, pods, options, labels)]
     created = [_gpu_job(job, rented, pods, options, labels)]
     return [_service(job.name, labels), *created] if rented.hosts > 1 else created
+
+
+def pod_suffix(rented: Rented) -> str:
+    """What Kubernetes hangs on a job's name for a pod's, which is a label: numbers and five letters."""
+    last = f"-{rented.hosts - 1}-abcde"
+    return f"-{SLICE}-{rented.slices - 1}{last}" if rented.is_tpu else last
 
 
 def _top(name: str, labels: Mapping[str, str], options: JobOptions) -> Manifest:

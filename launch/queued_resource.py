@@ -182,7 +182,7 @@ class QueuedResource:
                 self._fail(look)
             if look.state in (*GOING, "SUSPENDED"):
                 raise CapacityLost(f"the queued resource {self.name} is {look}")
-            self._gcloud.sleep(self._poll_seconds)
+            self._gcloud.pause(self._poll_seconds)
 
     def _fail(self, look: Look) -> None:
         """Deletes a request that failed, and says whether another one may do better."""

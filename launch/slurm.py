@@ -17,7 +17,7 @@ from launch.locks import held
 from launch.slurm_commands import Busy, Found
 from launch.slurm_options import Options, secret_files
 from launch.slurm_script import BATCH_LOG, EXIT_CODE, STOP, script_of
-from launch.sweep import Status
+from launch.sweep import LOG_WORDS, Status
 from vitscale.errors import UserError
 
 SCRIPT, SUBMITTED, LOCK = "job.sbatch", "submitted.json", ".lock"
@@ -173,13 +173,16 @@ class SlurmPlace:
     options: Options
     skip_plan: bool = False
     outlives: bool = True
+    sees_workdirs: bool = True
+    name_suffix: str = ""
     poll_seconds: float = 5.0
+    log_words: str = LOG_WORDS
 
     def check(self, job: Job) -> None:
         self.options.check(job)
         self.options.plan(job, skip=self.skip_plan)
 
-    def start(self, job: Job, folder: Path) -> str:
+    def start(self, job: Job, folder: Path, known: str | None) -> str:
         base = folder.absolute()
         return find_or_start(job, self.options, base)[0].handle
 

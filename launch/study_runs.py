@@ -79,13 +79,20 @@ def _children(root: Path) -> list[Path]:
 
 def _workdir(folder: Path) -> Path | None:
     """Where the training of a run lies."""
-    if REDONE.search(folder.name):
+    if REDONE.search(folder.name) or _is_redone_beside(folder):
         return None
     for path in (folder, folder / "train"):
         # An evaluation has a config too, of another kind.
         if (path / CONFIG_FILE).is_file() and not (path / METRICS_FILE).is_file():
             return path
     return None
+
+
+def _is_redone_beside(folder: Path) -> bool:
+    """Where a sweep does not see its folders, `--redo` of NAME runs in NAME.redo-1, and of that in NAME.redo-2."""
+    name, _, number = folder.name.partition(".redo-")
+    later = int(number) + 1 if number.isdecimal() else 1
+    return folder.with_name(f"{name}.redo-{later}").is_dir()
 
 
 def _evaluations(folder: Path) -> list[Path]:

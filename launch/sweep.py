@@ -41,22 +41,31 @@ class Place(Protocol):
     """Where the runs of a sweep are jobs."""
 
     outlives: bool  # jobs go on when the sweep is stopped; else they are cancelled with it
+    sees_workdirs: bool  # here; else a run has finished when its job has ended with code 0
+    name_suffix: str  # the longest that the place hangs on the name of a job
     poll_seconds: float
+    log_words: str  # where the log of {job} is, whose files are in {folder}
 
     def check(self, job: Job) -> None:
         """Raises `UserError` for a job that must not start here, such as one whose plan does not fit."""
 
-    def start(self, job: Job, folder: Path) -> str:
+    def start(self, job: Job, folder: Path, known: str | None) -> str:
         """Starts `vitscale JOB.COMMAND`; logs and the like go into `folder`.
 
         Returns a handle that means the same to another process. Where a job of this folder is running already, its
-        handle: the sweep may have died before it could write that down.
+        handle: the sweep may have died before it could write that down. The same where such a job has ended
+        meanwhile, at places that do not see workdirs and so could not tell from there.
+
+        known: the handle of the folder's last job of whose end the sweep knows.
         """
 
     def poll(self, handle: str, folder: Path) -> Status: ...
 
     def cancel(self, handle: str, folder: Path) -> None:
         """Asks the job to save and stop; does not wait."""
+
+
+LOG_WORDS = "its log is in {folder}"
 
 
 @dataclass
@@ -105,10 +114,11 @@ class Sweep:
             run.state = "finished" if self._is_finished(name, run) else "waiting"
         for name, run in self._runs():
             if run.handle is None and run.state != "finished":
-                try:
-                    self.place.check(self.planned[name].job)
-                except UserError as error:
-                    raise UserError(f"run {name}: {error}") from error
+                for job in filter(None, (self.planned[name].job, self.planned[name].then)):
+                    try:
+                        self.place.check(job)
+                    except UserError as error:
+                        raise UserError(f"run {name}: {error}") from error
         self.state.save()
 
     def _advance(self) -> bool:
@@ -136,21 +146,21 @@ class Sweep:
         folder = planned.folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
         step = self._step(name, run)
-        handle = self.place.start(job, folder)
+        handle = self.place.start(job, folder, run.known.get(stage))
         run.state = "running" if stage == "train" else "evaluating"
         run.attempts += 1
         run.code, run.started, run.handle, run.step = None, time.time(), handle, step
         self.state.save()
         again = f", attempt {run.attempts}" if run.attempts > 1 else ""
-        _say(f"{name}: {run.state}{again}; its log is in {folder}")
+        log = self.place.log_words.format(job=job.name, folder=folder)
+        _say(f"{name}: {run.state}{again}; {log}")
 
     def _look(self, name: str, run: RunState) -> None:
         assert run.handle is not None
         status = self.place.poll(run.handle, self.planned[name].folder(run.stage))
         if status.running:
             return
-        run.seconds += max(time.time() - (run.started or time.time()), 0.0)
-        run.handle, run.started, run.code = None, None, status.code
+        _note_end(run, status)
         if run.stage == "then":
             self._settle(name, run, "" if status.code == 0 else _how(status))
             if status.code == 0:
@@ -201,23 +211,21 @@ class Sweep:
                     continue
                 status = self.place.poll(run.handle, self.planned[name].folder(run.stage))
                 if not status.running:
-                    run.seconds += max(time.time() - (run.started or time.time()), 0.0)
-                    run.handle, run.started, run.code, run.state = (
-                        None,
-                        None,
-                        status.code,
-                        "waiting",
-                    )
+                    _note_end(run, status)
+                    run.state = "waiting"
+                    if status.code not in (0, EXIT_PREEMPTED):
+                        _say(f"{name}: {_how(status)}")
             if all(run.handle is None for _, run in self._runs()):
                 return
             time.sleep(min(self.place.poll_seconds, 1.0))
+        _say(f"not all have ended after {STOP_LIMIT:.0f} s; the same command looks after them")
 
     def _step(self, name: str, run: RunState) -> int:
         """Of the newest checkpoint of a training; -1: there is none."""
         planned = self.planned[name]
-        if planned.config is None or run.stage == "then":
+        if planned.config is None or planned.here is None or run.stage == "then":
             return -1
-        step = last_step(planned.workdir)
+        step = last_step(planned.here)
         return -1 if step is None else step
 
     def _runs(self) -> list[tuple[str, RunState]]:
@@ -228,13 +236,21 @@ class Sweep:
         return not self._unfinished(name, run) and run.then == planned.then_words
 
     def _unfinished(self, name: str, run: RunState) -> str:
-        """Why the command itself is not done; empty: it is. A run of `train` says so by what it leaves."""
+        """Why the command itself is not done; empty: it is. A run of `train` says so by what it leaves, if that can be
+        seen from here."""
         planned = self.planned[name]
-        if planned.config is not None:
-            return why_unfinished(planned.workdir, planned.config, planned.changed_keys)
+        if planned.config is not None and planned.here is not None:
+            return why_unfinished(planned.here, planned.config, planned.changed_keys)
         if run.stage == "then" or run.state == "finished":
             return ""
         return "" if run.code == 0 else "it has not ended well yet"
+
+
+def _note_end(run: RunState, status: Status) -> None:
+    assert run.handle is not None
+    run.seconds += max(time.time() - (run.started or time.time()), 0.0)
+    run.known[run.stage] = run.handle
+    run.handle, run.started, run.code = None, None, status.code
 
 
 def table_of(state: SweepState, names: Sequence[str]) -> tuple[tuple[str, ...], list[list[str]]]:

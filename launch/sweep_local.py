@@ -20,7 +20,7 @@ from launch.job import Job
 from launch.local import TETHER, launch_local, visible_gpus
 from launch.preflight import check_plan
 from launch.secrets import hide
-from launch.sweep import Status
+from launch.sweep import LOG_WORDS, Status
 from vitscale.errors import EXIT_PREEMPTED, LaunchFailed, Preempted, UserError
 
 JOB_FILE, LOG_FILE, ENDED_FILE, LOCK_FILE = "job.json", "log.txt", "ended.json", ".lock"
@@ -39,8 +39,12 @@ class LocalPlace:
     restarts: int = 0
     topology: str | None = None  # chips that a run's plan must fit
     skip_plan: bool = False
+    tethered: bool = True  # a sweep that is killed takes the processes of its runs with it
     outlives: bool = False
+    sees_workdirs: bool = True
+    name_suffix: str = ""
     poll_seconds: float = 0.5
+    log_words: str = LOG_WORDS
     _own: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _gpus_of: dict[str, list[str]] = field(default_factory=dict)  # by handle
 
@@ -55,12 +59,12 @@ class LocalPlace:
                 )
 
     def check(self, job: Job) -> None:
-        if self.topology is not None:
+        if self.topology is not None and job.command[0] == "train":
             said = check_plan(job.command, self.topology, skip=self.skip_plan)
             print(f"[sweep] {job.name}: plan: {said}", flush=True)
 
-    def start(self, job: Job, folder: Path) -> str:
-        if (running := _holder(folder)) is not None:
+    def start(self, job: Job, folder: Path, known: str | None) -> str:
+        if (running := holder(folder)) is not None:
             return running
         what = {
             "command": list(job.command),
@@ -77,7 +81,7 @@ class LocalPlace:
         gpus = self._free_gpus()
         if gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        tether = (sys.executable, "-I", "-S", str(TETHER), str(os.getpid()))
+        tether = [sys.executable, "-I", "-S", str(TETHER), str(os.getpid())] * self.tethered
         with (folder / LOG_FILE).open("ab") as log:
             process = subprocess.Popen(
                 [*tether, sys.executable, "-m", "launch.sweep_local", str(folder)],
@@ -97,7 +101,7 @@ class LocalPlace:
         if own := self._own.get(handle):
             running = own.poll() is None
         else:
-            running = _holder(folder) == handle
+            running = holder(folder) == handle
             if running and self.gpus is not None and handle not in self._gpus_of:
                 self._gpus_of[handle] = _gpus_in(folder)
         if running:
@@ -111,7 +115,7 @@ class LocalPlace:
         return Status(running=False, code=ended["code"], words=ended["words"])
 
     def cancel(self, handle: str, folder: Path) -> None:
-        if handle in self._own or _holder(folder) == handle:
+        if handle in self._own or holder(folder) == handle:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(handle), signal.SIGTERM)
 
@@ -132,7 +136,7 @@ def run_job(folder: Path) -> int:
         what = json.loads((folder / JOB_FILE).read_text())
         code, words = _launch(what)
         temporary = folder / f"{ENDED_FILE}.tmp"
-        temporary.write_text(json.dumps({"code": code, "words": words}))
+        temporary.write_text(json.dumps({"pid": os.getpid(), "code": code, "words": words}))
         temporary.replace(folder / ENDED_FILE)
         return code
 
@@ -171,7 +175,7 @@ def _held(folder: Path) -> Iterator[bool]:
         yield True
 
 
-def _holder(folder: Path) -> str | None:
+def holder(folder: Path) -> str | None:
     """Handle of the job that is running for a folder."""
     try:
         with (folder / LOCK_FILE).open("r+") as file:

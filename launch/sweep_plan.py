@@ -6,16 +6,27 @@ import fnmatch
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from launch.job import Job, check_name, job_of, option, with_option
+from launch.job import (
+    Job,
+    check_name,
+    in_letters_of,
+    job_of,
+    option,
+    suggest_name,
+    with_option,
+)
+from launch.launch_folder import launch_folder, make_folder
 from launch.secrets import refuse_secrets
-from launch.sweep_state import RunState, SweepState
+from launch.sweep_state import RunState, SweepState, check_same_root
 from launch.trained import config_differences, last_step, read_config
 from vitscale.errors import UserError
+
+WAY_OUT = "elsewhere than here pass --secret; here runs inherit the sweep's own environment"
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,9 @@ class Planned:
     """A run before it starts."""
 
     name: str
-    workdir: Path
+    workdir: str
+    here: Path | None  # the workdir, where this machine sees it
+    files: Path  # for what the launches of its jobs leave
     job: Job
     then: Job | None  # follows it
     overrides: Mapping[str, Any]
@@ -56,7 +69,58 @@ class Planned:
 
     def folder(self, stage: str) -> Path:
         """For the logs of its jobs: `train`, or `then`."""
-        return self.workdir / "launch" / stage
+        return self.files / stage
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the runs of a sweep are, and where the sweep keeps what it knows of them."""
+
+    place: str
+    root: str  # every run has its workdir in it
+    folder: Path  # of the sweep's own files
+    prefix: str  # of the names of jobs
+    sees_workdirs: bool = True
+    name_suffix: str = ""  # the longest that the place hangs on the name of a job
+
+    def make_folder(self) -> None:
+        if not self.sees_workdirs:
+            make_folder(self.folder)
+
+    def workdir(self, name: str, redone: int) -> str:
+        folder = name + (f".redo-{redone}" if redone else "")
+        if self.sees_workdirs:
+            return str(Path(self.root) / folder)
+        return f"{self.root.rstrip('/')}/{folder}"  # it may be a URL
+
+
+def where_of(
+    command: Sequence[str],
+    place: str,
+    *,
+    name: str | None = None,
+    sees_workdirs: bool = True,
+    name_suffix: str = "",
+) -> Where:
+    """By the command's `--workdir`. Where it cannot be seen from here, the sweep's files are in `.vitscale/launch`.
+
+    name: of the jobs and of that folder; default: the workdir's last part.
+    """
+    root = option(command, "--workdir")
+    if root is None:
+        raise UserError(
+            "a sweep's command needs --workdir: the folder in which every run has its own."
+        )
+    prefix = name or PurePosixPath(root).name
+    if sees_workdirs:
+        if "://" in root:
+            raise UserError(f"a sweep's --workdir must be a folder here, not {root}.")
+        return Where(place, root, Path(root), prefix, name_suffix=name_suffix)
+    if name is not None:
+        check_name(place, name)
+    folder = launch_folder(Path.cwd()) / f"{place}-sweeps" / suggest_name("local", prefix)
+    check_same_root(folder, root)
+    return Where(place, root, folder, prefix, sees_workdirs, name_suffix)
 
 
 def load_sweep(spec: str) -> list[Variant]:
@@ -121,77 +185,127 @@ def check_variants(pairs: Sequence[Any], where: str) -> list[Variant]:
 def plan_runs(
     variants: Sequence[Variant],
     command: Sequence[str],
-    place: str,
+    where: Where,
     *,
     then: str = "",
-    name: str | None = None,
     environment: Mapping[str, str] | None = None,
+    redone: Mapping[str, int] | None = None,
 ) -> dict[str, Planned]:
     """A run for every variant, in `--workdir`/NAME; configs are loaded, so that a typo is found before anything runs.
 
     `{name}` and `{workdir}` in the words of `command` and `then` are those of the run.
+
+    redone: of runs that `--redo` gave a new workdir, how often.
     """
-    root = option(command, "--workdir")
-    if root is None:
-        raise UserError(
-            "a sweep's command needs --workdir: the folder in which every run has its own."
-        )
-    if "://" in root:
-        raise UserError(f"a sweep's --workdir must be a folder here, not {root}.")
     after = shlex.split(then)
-    way_out = "set it in the sweep's own environment, which its runs inherit"
-    prefix = name or Path(root).name
+    names = _job_names(variants, where, follows=bool(after))
     planned = {}
     for variant in variants:
-        workdir = Path(root) / variant.name
-        known = {"{name}": variant.name, "{workdir}": str(workdir)}
-        words = with_option(_fill(command, known), "--workdir", str(workdir))
+        workdir = where.workdir(variant.name, (redone or {}).get(variant.name, 0))
+        known = {"{name}": variant.name, "{workdir}": workdir}
+        words = with_option(_fill(command, known), "--workdir", workdir)
         for key, value in variant.overrides.items():
             if key.startswith("--"):
                 words = with_option(words, key, _text(value))
             else:
                 words = (*words, f"--config.{key}={_text(value)}")
-        job = job_of(words, place, f"{prefix}-{variant.name}", environment)
+        name = names[variant.name]
         follows = _fill(after, known)
-        refuse_secrets({}, [*words, *follows], way_out)  # files and logs have the words
-        after_job = job_of(follows, place, f"{job.name}-then", environment) if after else None
+        refuse_secrets({}, [*words, *follows], WAY_OUT)  # files and logs have the words
         try:
             config = _config_of(words)
         except UserError as error:
             raise UserError(f"run {variant.name}: {error}") from error
+        here = Path(workdir) if where.sees_workdirs else None
         planned[variant.name] = Planned(
-            variant.name, workdir, job, after_job, variant.overrides, config
+            variant.name,
+            workdir,
+            here,
+            here / "launch" if here else where.folder / variant.name,
+            job_of(words, where.place, name, environment),
+            job_of(follows, where.place, f"{name}-then", environment) if after else None,
+            variant.overrides,
+            config,
         )
+    return planned
+
+
+def _job_names(variants: Sequence[Variant], where: Where, *, follows: bool) -> dict[str, str]:
+    """Run -> name of its job. Raises `UserError` for those that the place would refuse, or take for one another."""
+    names: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for variant in variants:
+        name = in_letters_of(where.place, f"{where.prefix}-{variant.name}")
+        for each in (name, f"{name}-then") if follows else (name,):
+            try:
+                check_name(where.place, each, where.name_suffix)
+            except UserError as error:
+                why = str(error).removeprefix("--name=").rpartition("; such as")[0]
+                raise UserError(
+                    f"run {variant.name}: {why}. Give the sweep a shorter --name, or the run a shorter name."
+                ) from error
+            # Where workdirs are not seen, a job is found by nothing but its name.
+            owner = owners.setdefault(each, variant.name)
+            if owner != variant.name and not where.sees_workdirs:
+                raise UserError(
+                    f"runs {owner} and {variant.name} would both have a job {each!r} at {where.place}: give one of "
+                    "them another name."
+                )
+        names[variant.name] = name
+    return names
+
+
+def settle_runs(
+    state: SweepState, plan: Callable[..., dict[str, Planned]], *, redo: bool
+) -> dict[str, Planned]:
+    """The runs as `plan(redone=…)` gives them, all of them in `state` (`add_runs`)."""
+    before = state.redone()
+    planned = plan(redone=before)
+    add_runs(state, planned, redo=redo)
+    if state.redone() != before:
+        planned = plan(redone=state.redone())
+        for name, run in planned.items():
+            state.runs[name].digest = run.digest  # its words may have the workdir in them
     return planned
 
 
 def add_runs(state: SweepState, planned: Mapping[str, Planned], *, redo: bool) -> None:
     """Gives `state` every planned run. One that was started with other overrides or another config is an error.
 
-    redo: its folder is kept as NAME.old-1, and the run is done again.
+    redo: its folder is kept as NAME.old-1, and the run is done again. A folder that is not seen here stays as it is,
+        and the run gets another one, NAME.redo-1, when it is planned anew.
     """
     changed = {name: why for name, run in planned.items() if (why := _changed(state, run))}
     if changed and not redo:
         first = next(iter(changed))
         raise UserError(
             f"{len(changed)} runs are there with other settings ({first}: {changed[first]}): give them new names, or "
-            "add --redo, which keeps their folders as NAME.old-1 and does them again."
+            "add --redo, which keeps their folders and does them again."
         )
     for name, run in planned.items():
         if name in changed:
-            if (old := state.runs.get(name)) and old.handle is not None:
-                raise UserError(f"run {name} has a job ({old.handle}); stop it before --redo.")
-            if run.workdir.exists():
-                run.workdir.rename(_free_name(run.workdir))
-            state.runs.pop(name, None)
+            _put_aside(state, run)
         if name not in state.runs:
             state.runs[name] = RunState(dict(run.overrides), run.digest)
 
 
+def _put_aside(state: SweepState, run: Planned) -> None:
+    old = state.runs.get(run.name)
+    if old is not None and old.handle is not None:
+        raise UserError(f"run {run.name} has a job ({old.handle}); stop it before --redo.")
+    new = RunState(dict(run.overrides), run.digest)
+    if run.here is not None and run.here.exists():
+        run.here.rename(_free_name(run.here))
+    if run.here is None and old is not None:
+        new.redone, new.known = old.redone + 1, old.known
+    state.runs[run.name] = new
+
+
 def _changed(state: SweepState, run: Planned) -> str:
     """What is not as in an earlier start; empty: nothing is."""
-    started = last_step(run.workdir) is not None
-    if old := state.runs.get(run.name):
+    old = state.runs.get(run.name)
+    started = _has_started(run, old)
+    if old:
         if not started and old.handle is None and old.state != "finished":
             old.overrides, old.digest = dict(run.overrides), run.digest  # nothing is lost
         keys = [k for k in {**old.overrides, **run.overrides} if _differ(old.overrides, run, k)]
@@ -199,11 +313,18 @@ def _changed(state: SweepState, run: Planned) -> str:
             return f"overrides of {', '.join(keys[:5])}"
         if old.digest != run.digest:
             return "the config, or the command's own overrides"
-    elif run.config is not None and started:
-        found = read_config(run.workdir) or {}
+    elif run.config is not None and run.here is not None and started:
+        found = read_config(run.here) or {}
         if keys := config_differences(found, run.config, run.changed_keys):
             return f"a config with other {', '.join(keys[:5])}"
     return ""
+
+
+def _has_started(run: Planned, old: RunState | None) -> bool:
+    """Whether something would be lost. Of a workdir that is not seen here: whether a job of it has ended."""
+    if run.here is not None:
+        return last_step(run.here) is not None
+    return old is not None and bool(old.known)
 
 
 def _differ(old: Mapping[str, Any], run: Planned, key: str) -> bool:

@@ -7,9 +7,10 @@ import json
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from launch.job import option
 from launch.locks import held
 from vitscale.errors import UserError
 
@@ -33,6 +34,10 @@ class RunState:
     step: int = -1  # of the newest checkpoint when that job was started; -1: none
     then: str = ""  # the command after it that has ended well
     complaint: str = ""  # why the last attempt was not enough
+    known: dict[str, str] = field(
+        default_factory=dict
+    )  # stage -> its last job whose end is in here
+    redone: int = 0  # how often `--redo` gave it a new workdir, where this machine sees none
 
 
 @dataclass
@@ -42,6 +47,10 @@ class SweepState:
     path: Path
     command: list[str]
     runs: dict[str, RunState] = field(default_factory=dict)
+
+    def redone(self) -> dict[str, int]:
+        """Of runs that `--redo` gave a new workdir, how often."""
+        return {name: run.redone for name, run in self.runs.items() if run.redone}
 
     def save(self) -> None:
         runs = {name: dataclasses.asdict(run) for name, run in self.runs.items()}
@@ -53,9 +62,9 @@ class SweepState:
         temporary.replace(self.path)
 
 
-def load_state(root: Path, command: list[str]) -> SweepState:
+def load_state(folder: Path, command: list[str]) -> SweepState:
     """The state of an earlier start, or an empty one."""
-    path = root / SWEEP_FILE
+    path = folder / SWEEP_FILE
     state = SweepState(path, command)
     if path.is_file():
         try:
@@ -63,12 +72,25 @@ def load_state(root: Path, command: list[str]) -> SweepState:
             state.runs = {name: RunState(**run) for name, run in tree["runs"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} is no sweep's state ({error}); move it away, and finished runs are still skipped."
+                f"{path} is no sweep's state ({error}); move it away, and what is still there is found again."
             ) from error
     return state
 
 
-def sweep_lock(root: Path) -> AbstractContextManager[None]:
+def check_same_root(folder: Path, root: str) -> None:
+    """Raises `UserError` where a folder that is not the runs' own holds the sweep of another `--workdir`."""
+    try:
+        command = json.loads((folder / SWEEP_FILE).read_text())["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # none, or `load_state` says what is wrong
+    before = option(command, "--workdir")
+    if before is not None and PurePosixPath(before) != PurePosixPath(root):
+        raise UserError(
+            f"{folder} is of the sweep in --workdir {before}, not {root}: give this one another --name."
+        )
+
+
+def sweep_lock(folder: Path) -> AbstractContextManager[None]:
     """One sweep at a time in a folder."""
-    busy = f"another sweep is running in {root}; wait for it or take another --workdir."
-    return held(root / LOCK_FILE, "the sweep's folder", busy)
+    busy = f"another sweep is running in {folder}; wait for it or take another --workdir."
+    return held(folder / LOCK_FILE, "the sweep's folder", busy)

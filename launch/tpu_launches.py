@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from launch.job import Job
+from launch.launch_folder import make_folder
 from launch.locks import held
 from launch.queued_resource import Capacity
 from launch.tpu_workers import MOUNT_POINT
@@ -94,7 +95,7 @@ class Launches:
 
     def write(self, name: str, launch: Launch) -> None:
         """Whole or not at all, whenever this process dies."""
-        self._make_folder()
+        make_folder(self.folder)
         part = self.path(name).with_suffix(".part")
         with part.open("w") as file:
             json.dump({"format": FORMAT, **dataclasses.asdict(launch)}, file, indent=2)
@@ -107,18 +108,13 @@ class Launches:
 
     def alone(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Nobody else on this machine works on the launch. Raises `UserError` when somebody does."""
-        self._make_folder()
+        make_folder(self.folder)
         return held(
             self.path(name).with_suffix(".lock"),
             "the folder of launches",
             busy=f"another process on this machine works on the launch {name!r}; `status`, `logs` and `stop` may be "
             "used beside it.",
         )
-
-    def _make_folder(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # Nothing here belongs into a commit, or into the bundle of what is not committed.
-        (self.folder.parent / ".gitignore").write_text("*\n")
 
 
 def new_launch(capacity: Capacity, zone: str, project: str | None) -> Launch:

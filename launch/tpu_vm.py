@@ -26,10 +26,8 @@ MIXED_SECONDS = 300.0
 # Without an answer of workers that the cloud says are there: somebody must look.
 SILENT_SECONDS = 1800.0
 NOTICE_SECONDS = 300.0  # between a run that saved and stopped by itself and its chips being taken
-FIRST_PAUSE, LONGEST_PAUSE = (
-    30.0,
-    1800.0,
-)  # before chips are asked for again; doubled while there are none
+# Before chips are asked for again; doubled while there are none.
+FIRST_PAUSE, LONGEST_PAUSE = 30.0, 1800.0
 LAST_LINES = 20
 
 
@@ -87,7 +85,7 @@ class TpuVm:
                     self.gcloud.say(
                         f"{lost}; asking again ({self.launch.recreated} of {self.limits.recreate}) in {pause:.0f} s"
                     )
-                    self.gcloud.sleep(pause)
+                    self.gcloud.pause(pause)
 
     def start(self, *, new_code: bool = False) -> None:
         """Starts the launch's run on all workers, unless it is running there. Chips must be ACTIVE.
@@ -131,7 +129,7 @@ class TpuVm:
 
         Raises:
             LaunchFailed: the run failed and no restart is left; chips are given back unless `keep`.
-            Preempted: somebody asked it to stop (`stop`); chips stay.
+            Preempted: somebody asked it to stop (`stop`), or the launch to end (`EndAsked`); chips stay.
             UserError: what the user must mend first; chips and run stay as they are, as after any other error.
         """
         try:
@@ -146,7 +144,7 @@ class TpuVm:
         except (LaunchFailed, Preempted):
             raise
         except BaseException:  # whatever it is, somebody pays for chips that nobody looks after
-            self._say_what_stays()
+            self.say_what_stays()
             raise
 
     def follow(self) -> Outcome:
@@ -177,7 +175,7 @@ class TpuVm:
                 if self.remember and any(status.state == "absent" for status in statuses):
                     self.gcloud.say("a worker knows nothing of the run: it is started there again")
                     self.start()
-            self.gcloud.sleep(self.poll_seconds)
+            self.gcloud.pause(self.poll_seconds)
 
     def status(self) -> list[tuple[str, str]]:
         """Of the queued resource and of every worker."""
@@ -273,7 +271,7 @@ class TpuVm:
         until = self.clock() + NOTICE_SECONDS
         while self.clock() < until:
             self._check_chips()
-            self.gcloud.sleep(self.poll_seconds)
+            self.gcloud.pause(self.poll_seconds)
 
     def _go_on_where_it_is(self) -> None:
         """After a notice that came to nothing: not a failure of the run, but it has an end as preemptions have."""
@@ -395,7 +393,7 @@ class TpuVm:
             self.down()
             self.gcloud.say(f"the queued resource {self.name} is deleted")
 
-    def _say_what_stays(self) -> None:
+    def say_what_stays(self) -> None:
         self.gcloud.say(
             f"the launch {self.name} stays as it is, and its chips cost: the same command goes on with it, "
             f"`vitscale launch tpu-vm down --name {self.name}` deletes them"

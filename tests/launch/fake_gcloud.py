@@ -9,6 +9,7 @@ A plan is a list of rules: {"on": "create|describe|delete|scp|ssh|list", "nth": 
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -77,6 +78,9 @@ def main() -> int:
         calls.write(json.dumps(words) + "\n")
     assert words[:2] == ["compute", "tpus"], words
     kind = words[3]
+    # Several launches may ask at once; what runs on workers takes long, and changes nothing here.
+    lock = (folder / ".lock").open("a")
+    fcntl.flock(lock, fcntl.LOCK_EX)
     cloud = Cloud(folder)
     rule = take_rule(folder, kind)
     for name in list(cloud.resources) if rule else []:
@@ -87,6 +91,8 @@ def main() -> int:
     if rule and "fail" in rule:
         print(ERRORS.get(rule["fail"], rule["fail"]), file=sys.stderr)
         return rule.get("code", 1)
+    if kind in ("ssh", "scp"):
+        lock.close()
     return globals()[f"do_{kind}"](cloud, parse(words[2:]))
 
 

@@ -269,7 +269,7 @@ def test_two_shells_at_once_submit_one_job(slurm_says, tmp_path, monkeypatch):
 def test_a_workdir_that_cannot_be_written(slurm_says, tmp_path):
     slurm_says()
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/launch, for the launch's .* cannot be written"):
+    with pytest.raises(UserError, match=r"script and logs .*file/launch cannot be written"):
         slurm.find_or_start(JOB, Options(), tmp_path / "file" / "launch")
 
 

@@ -147,3 +147,9 @@ def test_a_circle_of_starts_ends(tmp_path):
     write_run(tmp_path, Written("a", {"m/x": 0.1}, start=str(tmp_path / "b")))
     write_run(tmp_path, Written("b", {"m/x": 0.1}, start=str(tmp_path / "a")))
     assert all("starts from itself" in run.state for run in collect_runs([tmp_path]))
+
+
+def test_what_was_done_again_in_a_folder_of_its_own_counts_once(tmp_path):
+    for name in ("a", "a.redo-1", "a.redo-2", "b"):
+        write_run(tmp_path, Written(name))
+    assert [run.name for run in collect_runs([tmp_path])] == ["a.redo-2", "b"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep import Status, Sweep, table_of
-from launch.sweep_plan import add_runs, check_variants, load_sweep, plan_runs, select
+from launch.sweep import LOG_WORDS, Status, Sweep, table_of
+from launch.sweep_plan import add_runs, check_variants, load_sweep, plan_runs, select, where_of
 from launch.sweep_state import load_state, sweep_lock
 from launch.trained import config_differences, last_step, why_unfinished
 from vitscale.config_loading import to_json, to_plain
@@ -22,7 +22,10 @@ class Place:
     codes: dict[str, list]
     config: dict
     outlives: bool = True
+    sees_workdirs: bool = True
+    name_suffix: str = ""
     poll_seconds: float = 0.0
+    log_words: str = LOG_WORDS
     started: list[str] = field(default_factory=list)
     most: int = 0
     going: dict[str, Path] = field(default_factory=dict)
@@ -31,7 +34,7 @@ class Place:
         if job.name.endswith("too-big"):
             raise UserError("does not fit.")
 
-    def start(self, job, folder):
+    def start(self, job, folder, known):
         self.started.append(job.name.removeprefix("root-"))
         handle = str(len(self.started))
         self.going[handle] = job
@@ -69,7 +72,7 @@ def config(make_config, tmp_path):
 
 def sweep(config, pairs, codes=None, place=None, redo=False, then="", **options):
     tree, command = config
-    planned = plan_runs(check_variants(pairs, "x.py"), command, "local", then=then)
+    planned = plan(pairs, command, then=then)
     root = Path(command[-1])
     with sweep_lock(root):
         state = load_state(root, command)
@@ -79,6 +82,10 @@ def sweep(config, pairs, codes=None, place=None, redo=False, then="", **options)
         sweep.run()
     states = {name: run["state"] for name, run in read(root)["runs"].items()}
     return place, states
+
+
+def plan(pairs, command, **options):
+    return plan_runs(check_variants(pairs, "x.py"), command, where_of(command, "local"), **options)
 
 
 def read(root):
@@ -157,7 +164,7 @@ def test_stopped_again_and_again_without_a_step_is_a_failure(config):
 def test_pauses_stay_finite(config):
     state = load_state(Path(config[1][-1]), config[1])
     state.path.parent.mkdir()
-    planned = plan_runs(check_variants([("a", {})], "x.py"), config[1], "local")
+    planned = plan([("a", {})], config[1])
     add_runs(state, planned, redo=False)
     state.runs["a"].attempts = 5000
     Sweep(state, planned, Place({}, config[0]), retries=1)._settle("a", state.runs["a"], "no")
@@ -168,10 +175,10 @@ def test_pauses_stay_finite(config):
 @pytest.mark.parametrize("then", ["", "eval"])
 def test_a_start_that_was_interrupted_is_made_again(config, error, then):
     class Interrupted(Place):
-        def start(self, job, folder):
+        def start(self, job, folder, known):
             if job.name.endswith("-then") == bool(then):
                 raise error("no")
-            return super().start(job, folder)
+            return super().start(job, folder, known)
 
     place = Interrupted({}, config[0])
     with pytest.raises(error):
@@ -209,7 +216,7 @@ def test_a_job_that_outlived_the_sweep_is_taken_over(config):
     tree, command = config
     root = Path(command[-1])
     place = Place({}, tree)
-    planned = plan_runs(check_variants([("a", {})], "x.py"), command, "local")
+    planned = plan_runs(check_variants([("a", {})], "x.py"), command, where_of(command, "local"))
     state = load_state(root, command)
     root.mkdir()
     add_runs(state, planned, redo=False)
@@ -285,7 +292,9 @@ def test_words_of_a_run(config):
         )
     ]
     command = [*command, "--config.init.checkpoint=../{name}"]
-    (run,) = plan_runs(check_variants(pairs, "x.py"), command, "slurm", name="s").values()
+    (run,) = plan_runs(
+        check_variants(pairs, "x.py"), command, where_of(command, "slurm", name="s")
+    ).values()
     assert run.job.name == "s-a"
     assert list(run.job.command) == [
         *("train", "--config.init.checkpoint=../a", "--workdir", str(run.workdir)),
@@ -321,7 +330,7 @@ def test_mistakes_are_found_before_anything_starts(config, tmp_path, monkeypatch
     with pytest.raises(UserError, match="needs --workdir"):
         sweep((config[0], config[1][:3]), PAIRS)
     with pytest.raises(UserError, match="must be a folder here"):
-        plan_runs(check_variants(PAIRS, "x"), ["train", "--workdir", "gs://b/x"], "local")
+        where_of(["train", "--workdir", "gs://b/x"], "local")
     monkeypatch.setenv("MY_TOKEN", "hush-hush")
     with pytest.raises(UserError, match="has the value of your MY_TOKEN"):
         sweep((config[0], [*config[1][:1], "--x=hush-hush", *config[1][1:]]), PAIRS)
@@ -368,7 +377,7 @@ def test_which_differences_count(make_config):
 def test_the_studies_fit_their_configs(study, base, runs):
     variants = load_sweep(f"configs/study/{study}")
     command = ["train", "--config", f"configs/small/{base}.py", "--workdir", "/nowhere"]
-    planned = plan_runs(variants, command, "slurm")
+    planned = plan_runs(variants, command, where_of(command, "slurm"))
     assert len({run.digest for run in planned.values()}) == runs
     (first,) = (run for name, run in planned.items() if name == variants[0].name)
     for key, value in first.overrides.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -13,9 +15,10 @@ from vitscale.errors import LaunchFailed, UserError
 if TYPE_CHECKING:
     from launch.job import Job
     from launch.sweep import Place
+    from launch.sweep_plan import Planned
 
-# A module for each place: `HELP`, `EXAMPLE`, `add_arguments(parser)`, `run(arguments, command)`; and where sweeps can
-# run, `sweep_place(arguments)`, a `launch.sweep.Place`.
+# A module for each place: `HELP`, `EXAMPLE`, `add_arguments(parser)`, `run(arguments, command)`, and
+# `sweep_place(arguments)`, a `launch.sweep.Place`.
 PLACES: dict[str, ModuleType] = {"local": local, "slurm": slurm, "gke": gke, "tpu-vm": tpu_vm}
 
 
@@ -32,8 +35,7 @@ def add_launch(commands: argparse._SubParsersAction) -> None:
         inner = action(places, name, _launch, place.HELP, place.EXAMPLE)
         place.add_arguments(inner)
         _add_common(inner)
-        if hasattr(place, "sweep_place"):
-            _add_sweep(inner)
+        _add_sweep(inner)
 
 
 def job_from(arguments: argparse.Namespace, words: list[str]) -> Job:
@@ -45,10 +47,10 @@ def job_from(arguments: argparse.Namespace, words: list[str]) -> Job:
 
 def _launch(arguments: argparse.Namespace, overrides: list[str]) -> None:
     place = PLACES[arguments.place]
-    if getattr(arguments, "sweep", None) is not None:
+    if arguments.sweep is not None:
         return run_sweep(arguments, place.sweep_place(arguments), arguments.inner_command)
     for name in ("then", "redo"):
-        if getattr(arguments, name, None):
+        if getattr(arguments, name):
             raise UserError(f"--{name} belongs to a --sweep.")
     place.run(arguments, arguments.inner_command)
 
@@ -57,35 +59,40 @@ def run_sweep(arguments: argparse.Namespace, place: Place, words: list[str]) -> 
     """The runs of `--sweep` at a place, with a table of how they ended. Raises `LaunchFailed` when one has not."""
     from launch.job import parse_environment
     from launch.sweep import Sweep, table_of
-    from launch.sweep_plan import add_runs, load_sweep, plan_runs, select
+    from launch.sweep_plan import load_sweep, plan_runs, select, settle_runs, where_of
     from launch.sweep_state import load_state, sweep_lock
     from vitscale.terminal import print_table
 
     for name, least in (("concurrency", 1), ("retries", 0)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name}={getattr(arguments, name)} must be at least {least}.")
-    planned = plan_runs(
-        select(load_sweep(arguments.sweep), arguments.only),
+    where = where_of(
         words,
         arguments.place,
-        then=arguments.then,
         name=arguments.name,
+        sees_workdirs=place.sees_workdirs,
+        name_suffix=place.name_suffix,
+    )
+    plan = functools.partial(
+        plan_runs,
+        *(select(load_sweep(arguments.sweep), arguments.only), words, where),
+        then=arguments.then,
         environment=parse_environment(arguments.env),
     )
-    root = next(iter(planned.values())).workdir.parent
+    # Mistakes are told before a folder is made.
+    planned = plan(redone=load_state(where.folder, words).redone())
     if arguments.dry_run:
-        for run in planned.values():
-            for job in filter(None, (run.job, run.then)):
-                print(job)
-        return
-    with sweep_lock(root):
-        state = load_state(root, words)
-        add_runs(state, planned, redo=arguments.redo)
+        return _print_runs(planned)
+    where.make_folder()
+    with sweep_lock(where.folder):
+        state = load_state(where.folder, words)
+        planned = settle_runs(state, plan, redo=arguments.redo)
         sweep = Sweep(state, planned, place, arguments.concurrency, arguments.retries)
         try:
             sweep.run()
         finally:
-            print_table(f"sweep {arguments.sweep}: {root}", *table_of(state, list(planned)))
+            title = f"sweep {arguments.sweep}: {where.root}"
+            print_table(title, *table_of(state, list(planned)))
         failed = [name for name in planned if state.runs[name].state == "failed"]
         if failed:
             raise LaunchFailed(
@@ -93,6 +100,12 @@ def run_sweep(arguments: argparse.Namespace, place: Place, words: list[str]) -> 
                 "again.",
                 1,
             )
+
+
+def _print_runs(planned: Mapping[str, Planned]) -> None:
+    for run in planned.values():
+        for job in filter(None, (run.job, run.then)):
+            print(job)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -150,5 +163,5 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--redo",
         action="store_true",
-        help="do runs again whose overrides or config have changed; their folders are kept as NAME.old-1",
+        help="do runs again whose overrides or config have changed; their folders are kept",
     )

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from launch.gke import Record
     from launch.job import Job
     from launch.manifests import Manifest
+    from launch.sweep_gke import GkePlace
 
 HELP = "run the command on TPU slices or GPUs of a Kubernetes cluster (GKE)"
 EXAMPLE = """
 vitscale launch gke --topology v5e:4x4 --image us-docker.pkg.dev/my-project/vitscale/tpu:1 --bucket my-bucket \\
   -- train --config configs/pretrain_vit_b16.py --workdir /mnt/bucket/runs/b16
 vitscale launch gke status --name b16
+vitscale launch gke --sweep configs/study/model_size.py --concurrency 4 --topology v5e:1x1 --bucket my-bucket \\
+  --image us-docker.pkg.dev/my-project/vitscale/tpu:1 -- train --config configs/small/multitask.py \\
+  --workdir /mnt/bucket/runs/model-size
 """.strip()
 BUCKET_PATH = "/mnt/bucket"
 
@@ -106,20 +110,60 @@ def run(arguments: argparse.Namespace, command: list[str]) -> None:
         _look(arguments, command)
 
 
+def sweep_place(arguments: argparse.Namespace) -> GkePlace:
+    from launch import gke
+    from launch.sweep_gke import GkePlace
+
+    if arguments.action != "run":
+        raise UserError(
+            f"{arguments.action} is of one launch: `vitscale launch gke {arguments.action} --name NAME-RUN`, without "
+            "--sweep."
+        )
+    if arguments.output is not None:
+        raise UserError("a --sweep has a manifest for every run: leave out --output.")
+    rented = _rent(arguments)
+    if not arguments.dry_run:
+        _tell_of_restarts(arguments, rented)
+    return GkePlace(
+        rented,
+        lambda job, record: _documents(arguments, job, rented, record),
+        gke.find_folder(Path.cwd()),
+        context=arguments.context,
+        namespace=arguments.namespace,
+        skip_plan=arguments.skip_plan,
+    )
+
+
+def _rent(arguments: argparse.Namespace) -> Rented:
+    from launch.chips import check_zone, rent
+
+    for name in ("topology", "image"):
+        if getattr(arguments, name) is None:
+            raise UserError(f"--{name} is missing; such as: {EXAMPLE.splitlines()[0]}")
+    rented = rent(arguments.topology)
+    if arguments.zone:
+        check_zone(rented.chip, arguments.zone, any_zone=arguments.any_zone)
+    return rented
+
+
+def _tell_of_restarts(arguments: argparse.Namespace, rented: Rented) -> None:
+    if not rented.is_tpu and rented.hosts > 1 and arguments.restarts == 0:
+        print(
+            "[launch] --restarts 0: when one machine is lost, the others end with code 76, which counts, and so does "
+            "the run",
+            file=sys.stderr,
+        )
+
+
 def _run(arguments: argparse.Namespace, command: list[str]) -> None:
     from launch import gke
-    from launch.chips import check_zone, rent
     from launch.kubectl import current_context
     from launch.manifests import to_yaml
     from launch.preflight import check_plan
     from vitscale.cli_launch import job_from
 
-    for name in ("topology", "image"):
-        if getattr(arguments, name) is None:
-            raise UserError(f"--{name} is missing; such as: {EXAMPLE.splitlines()[0]}")
-    job, rented = job_from(arguments, command), rent(arguments.topology)
-    if arguments.zone:
-        check_zone(rented.chip, arguments.zone, any_zone=arguments.any_zone)
+    rented = _rent(arguments)
+    job = job_from(arguments, command)
     context = arguments.context or ("" if arguments.dry_run else current_context())
     record = gke.new_record(job, rented, context, arguments.namespace)
     documents = _documents(arguments, job, rented, record)
@@ -127,12 +171,7 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> None:
     plan = check_plan(command, arguments.topology, skip=arguments.skip_plan)
     machines = f"{rented.processes} machines {rented.machine}"
     print(f"[launch] plan: {plan}\n[launch] {machines}", file=sys.stderr)
-    if not rented.is_tpu and rented.hosts > 1 and arguments.restarts == 0:
-        print(
-            "[launch] --restarts 0: when one machine is lost, the others end with code 76, which counts, and so does "
-            "the run",
-            file=sys.stderr,
-        )
+    _tell_of_restarts(arguments, rented)
     text = to_yaml(documents)
     if arguments.output:
         try:

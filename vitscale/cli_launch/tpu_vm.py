@@ -13,6 +13,7 @@ from vitscale.terminal import print_table
 
 if TYPE_CHECKING:
     from launch.queued_resource import Capacity
+    from launch.sweep_tpu_vm import TpuVmPlace
     from launch.tpu_launches import Launch, Launches
     from launch.tpu_vm import TpuVm
 
@@ -21,6 +22,8 @@ EXAMPLE = """
 vitscale launch tpu-vm --name b16 --topology v5e:4x4 --zone us-west4-a --spot --bucket my-bucket -- \\
     train --config configs/pretrain_vit_b16.py --workdir /mnt/bucket/runs/b16
 vitscale launch tpu-vm status --name b16
+vitscale launch tpu-vm --sweep configs/study/model_size.py --concurrency 4 --topology v5e:2x2 --zone us-west4-a \\
+    --spot --bucket my-bucket -- train --config configs/small/multitask.py --workdir /mnt/bucket/runs/model-size
 """.strip()
 ACTIONS = {
     "run": "all of it; the default",
@@ -103,6 +106,11 @@ def _add_run(run: argparse._ArgumentGroup) -> None:
         metavar="K",
         help="how often chips are asked for again, when preempted or when there were none; default: 10",
     )
+    run.add_argument(
+        "--stop-on-sigterm",
+        action="store_true",
+        help="SIGTERM and a closed terminal let the run save and delete the chips; without it both go on",
+    )
     run.add_argument("--keep", action="store_true", help="leave the chips when the run has ended")
     run.add_argument("--follow", action="store_true", help="for logs: until the run ends")
     run.add_argument("--lines", type=int, default=50, help="for logs; default: 50")
@@ -119,7 +127,7 @@ def run(arguments: argparse.Namespace, command: list[str]) -> None:
     launches = Launches(repository)
     name = _name(arguments, command)
     if arguments.action in ("run", "up", "start"):
-        launch = _launch(arguments, command, launches, name)
+        launch = launch_of(arguments, command, launches, name)
     else:
         launch = launches.need(name)
     session = _session(arguments, launch, launches, repository, name)
@@ -141,7 +149,7 @@ def _name(arguments: argparse.Namespace, command: list[str]) -> str:
     return str(arguments.name)
 
 
-def _launch(
+def launch_of(
     arguments: argparse.Namespace, command: list[str], launches: Launches, name: str
 ) -> Launch:
     """The launch of that name if there is one and the words agree with it, else a new one. Checked before any call."""
@@ -231,11 +239,7 @@ def _session(
     from launch.gcloud import Gcloud
     from launch.tpu_vm import Limits, TpuVm
 
-    for option, least in (("restarts", 0), ("recreate", 0), ("lines", 1)):
-        if getattr(arguments, option) < least:
-            raise UserError(f"--{option.replace('_', '-')} must be at least {least}.")
-    if not arguments.poll_seconds > 0:
-        raise UserError(f"--poll-seconds={arguments.poll_seconds:g} must be above 0.")
+    check_numbers(arguments)
     gcloud = Gcloud(launch.zone, launch.project, arguments.dry_run, say=_say(arguments.dry_run))
     return TpuVm(
         name,
@@ -269,6 +273,20 @@ def _act(arguments: argparse.Namespace, session: TpuVm) -> None:
         ) from lost
 
 
+def sweep_place(arguments: argparse.Namespace) -> TpuVmPlace:
+    from vitscale.cli_launch.tpu_vm_sweep import place_of
+
+    return place_of(arguments)
+
+
+def check_numbers(arguments: argparse.Namespace) -> None:
+    for option, least in (("restarts", 0), ("recreate", 0), ("lines", 1)):
+        if getattr(arguments, option) < least:
+            raise UserError(f"--{option.replace('_', '-')} must be at least {least}.")
+    if not arguments.poll_seconds > 0:
+        raise UserError(f"--poll-seconds={arguments.poll_seconds:g} must be above 0.")
+
+
 def _check_plan(arguments: argparse.Namespace, session: TpuVm) -> None:
     from launch.preflight import check_plan, plan_arguments
 
@@ -286,8 +304,13 @@ def _check_plan(arguments: argparse.Namespace, session: TpuVm) -> None:
 
 
 def _run(arguments: argparse.Namespace, session: TpuVm) -> None:
+    from launch.tpu_end import run_until_asked
+
     _check_plan(arguments, session)
-    session.run(keep=arguments.keep)
+    if arguments.stop_on_sigterm:
+        run_until_asked(session, keep=arguments.keep)
+    else:
+        session.run(keep=arguments.keep)
 
 
 def _up(arguments: argparse.Namespace, session: TpuVm) -> None:

@@ -20,7 +20,9 @@ def test_a_plan_of_gpus(chip, tmp_path, capsys):
     words += ["--config.data.global_batch_size=1024", "--config.model.depth=2"]
     assert main([*words, "--json", str(tmp_path / "plan.json")]) == 0, capsys.readouterr().err
     plan = json.loads((tmp_path / "plan.json").read_text())
-    assert plan["compiled"] and plan["on_real_chips"] and plan["fits"]
+    assert plan["compiled"]
+    assert plan["on_real_chips"]
+    assert plan["fits"]
     assert plan["device_memory"] == CHIPS[chip].memory_bytes
     assert plan["hosts"] == 1
     # Products, or memory counted kernel by kernel: this small a step is near both.

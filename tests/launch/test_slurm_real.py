@@ -152,9 +152,9 @@ def test_a_cancelled_run_saves_and_is_not_queued_again(on_cluster, program, tmp_
     job = Job("count", ("train", "--workdir", str(tmp_path)))
     place = SlurmPlace(two(python=program(COUNTER)))
     base = tmp_path / "launch"
-    handle = place.start(job, base)
+    handle = place.start(job, base, None)
     # A sweep that died before it wrote the handle down asks again.
-    assert place.start(job, base) == handle
+    assert place.start(job, base, None) == handle
     (folder,) = (path for path in base.iterdir() if path.is_dir())
     await_start(Launched.of_handle(handle, base))
     assert place.poll(handle, base).running

@@ -6,13 +6,13 @@ is asked for and deleted by that label, so what somebody else made under the sam
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import math
 import os
 import secrets as random_names
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from launch.kubectl import AlreadyThere, Kubectl, Unreachable
 from launch.launch_folder import launch_folder, make_folder
 from launch.locks import held
 from launch.manifests import Manifest, to_yaml
+from launch.pod_lines import pod_lines
 from launch.pods import CONTAINER, ID_LABEL
 from vitscale.errors import LaunchFailed, UserError
 
@@ -31,10 +32,20 @@ SAVE_SECONDS = (
 )
 PEER_SECONDS = 100.0  # where the command has no config that says so
 JOBSETS = "jobsets.jobset.x-k8s.io"
+# How to delete, without and with waiting for the end of it. Both keep what is deleted until its pods are gone.
+DELETE = (["--cascade=foreground", "--wait=false"], ["--cascade=foreground", "--timeout=5m"])
 # Reasons of "Failed" where one of our rules has ended it: only exit code 2 has such a rule (`launch.manifests`). The
 # first is a JobSet's, the second a Job's.
 MISTAKES = ("FailJobSetFailurePolicyAction", "PodFailurePolicy")
-LISTED = 10  # pods that a table names one by one
+# What conditions say, those that are the end first: a Job that has failed also keeps "FailureTarget".
+STATES = {
+    "Completed": "finished",
+    "Complete": "finished",
+    "Failed": "failed",
+    "FailureTarget": "failing",
+    "SuccessCriteriaMet": "finishing",
+    "Suspended": "waits for admission",
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,7 @@ class Standing:
     state: str
     why: str = ""
     mistake: bool = False  # it has failed for exit code 2, by the rule that makes that final
+    deleted: bool = False  # somebody has, and it stays until its pods have saved
 
     @property
     def ended(self) -> bool:
@@ -84,9 +96,18 @@ def new_launch_id(name: str) -> str:
     return f"{name[:40].rstrip('-')}-{random_names.token_hex(5)}"
 
 
-def new_record(job: Job, rented: Rented, context: str, namespace: str) -> Record:
-    launch_id = new_launch_id(job.name)
-    return Record(job.name, launch_id, context, namespace, rented.is_tpu, rented.hosts, job.command)
+def new_record(
+    job: Job, rented: Rented, context: str, namespace: str, folder: Path | None = None
+) -> Record:
+    """folder: where launches are remembered. The same launch, made from there before, gives its id: its `kubectl
+    create` may still be under way, though nobody waits for it any more."""
+    old = remembered(job.name, folder) if folder is not None else None
+    launch_id = old.launch_id if old is not None else new_launch_id(job.name)
+    words = (context, namespace, rented.is_tpu, rented.hosts, job.command)
+    record = Record(job.name, launch_id, *words)
+    if old in (None, record):
+        return record
+    return dataclasses.replace(record, launch_id=new_launch_id(job.name))
 
 
 def grace_of(job: Job) -> int:
@@ -116,33 +137,56 @@ def create(record: Record, documents: Sequence[Manifest], folder: Path) -> None:
     Raises:
         UserError: there is such a launch, or something else has the name; nothing of it is changed.
     """
-    busy = f"another process on this machine launches {record.name!r} just now: wait for it, or take another --name."
+    busy = f"another process on this machine launches {record.name!r} just now: wait for it."
     make_folder(folder)
     with held(_path(record.name, folder).with_suffix(".lock"), "the folder of launches", busy):
         old = read(_path(record.name, folder))
-        if old is not None and exists(old, folder):
-            raise UserError(
-                f"launch {record.name!r} is still there (context {old.context}): look at it by `vitscale launch gke "
-                f"status --name {record.name}`, delete it, or take another --name."
-            )
+        if old is not None:
+            _refuse_second(old, folder)
         write(record, _path(record.name, folder))
-        _create(record, documents, folder)
+        _create(record, documents, folder, old)
 
 
-def _create(record: Record, documents: Sequence[Manifest], folder: Path) -> None:
+def _refuse_second(old: Record, folder: Path) -> None:
+    left = _left(old, folder)
+    if any("deletionTimestamp" in each["metadata"] for each in left):
+        raise UserError(
+            f"launch {old.name!r} is being deleted (context {old.context}), and its pods save first: run the same "
+            "command in a few minutes."
+        )
+    if left:
+        raise UserError(
+            f"launch {old.name!r} is still there (context {old.context}): look at it by `vitscale launch gke status "
+            f"--name {old.name}`, delete it, or launch another --workdir under another --name."
+        )
+
+
+def _create(
+    record: Record, documents: Sequence[Manifest], folder: Path, old: Record | None
+) -> None:
+    """old: what was remembered under the name before."""
+    kubectl, kinds = record.kubectl, record.created_kinds
     try:
-        record.kubectl.run("create", "--filename=-", given=to_yaml(list(documents)))
+        kubectl.run("create", "--filename=-", given=to_yaml(list(documents)))
     except Unreachable:
         raise  # perhaps it has done so
     except (AlreadyThere, UserError) as error:
+        there = isinstance(error, AlreadyThere)
+        if there and len(kubectl.get(kinds, record.selector)) == len(documents):
+            return  # by a `kubectl create` of this launch whose vitscale was killed meanwhile
         # Refused. What was created before the refused one has this launch's label. After any other end nobody knows
         # what is there, and the record stays.
         if len(documents) > 1:
-            record.kubectl.run("delete", record.created_kinds, f"--selector={record.selector}")
+            kubectl.run("delete", kinds, f"--selector={record.selector}")
         _path(record.name, folder).unlink()
-        if isinstance(error, AlreadyThere):
+        if old is not None:
+            write(
+                old, _path(old.name, folder)
+            )  # the name may be taken by that one, which came late
+        if there:
             raise UserError(
-                f"something else in namespace {record.namespace!r} has the name {record.name!r}; take another --name."
+                f"something else in namespace {record.namespace!r} has the name {record.name!r}; take another --name, "
+                "and another --workdir if it is a training in yours."
             ) from error
         raise
 
@@ -195,7 +239,7 @@ def status(record: Record) -> list[str]:
         found = tops[0].get("status", {})
         counted = found.get("restartsCountTowardsMax", 0)
         lines[0] += f", {found.get('restarts', 0)} restarts of which {counted} count"
-    lines += _pod_lines(kubectl.get("pods", record.selector))
+    lines += pod_lines(kubectl.get("pods", record.selector))
     if standing.state == "failed":
         raise LaunchFailed("\n".join(lines), 1)
     return lines
@@ -225,6 +269,8 @@ def logs(record: Record, *, process: int | None, tail: int, follow: bool) -> Non
 def delete(record: Record, folder: Path, *, wait: bool = False) -> list[str]:
     """Deletes what this launch created, by its label. Returns what that was.
 
+    It goes after its pods, which save first, and is remembered so long: nothing else may train in their workdir.
+
     wait: until it is gone with all that the cluster has made of it, so that its name is free.
 
     Raises:
@@ -239,20 +285,36 @@ def delete(record: Record, folder: Path, *, wait: bool = False) -> list[str]:
             f"nothing in namespace {record.namespace!r} of context {record.context} has the label {record.selector}; "
             f"what is called {record.name!r} there, if anything is, was not created by this launch and is left alone."
         )
-    how = ["--cascade=foreground", "--timeout=5m"] if wait else ["--wait=false"]
-    kubectl.run("delete", record.created_kinds, f"--selector={record.selector}", *how)
-    known = remembered(record.name, folder)
-    if known is not None and known.launch_id == record.launch_id:  # not of another by the name
-        _path(record.name, folder).unlink(missing_ok=True)
+    kubectl.run("delete", record.created_kinds, f"--selector={record.selector}", *DELETE[wait])
+    if wait or not kubectl.get(record.created_kinds, record.selector):
+        forget(record, folder)
     return named
+
+
+def forget(record: Record, folder: Path) -> None:
+    """Where it is what the name is remembered for."""
+    known = remembered(record.name, folder)
+    if known is not None and known.launch_id == record.launch_id:
+        _path(record.name, folder).unlink(missing_ok=True)
 
 
 def exists(record: Record, folder: Path) -> bool:
     """Whether anything of the launch is left: the Service of a Job stays when that is deleted."""
+    return bool(_left(record, folder))
+
+
+def _left(record: Record, folder: Path) -> list[dict[str, Any]]:
+    with remembered_wrongly(record, folder):
+        return record.kubectl.get(record.created_kinds, record.selector)
+
+
+@contextmanager
+def remembered_wrongly(record: Record, folder: Path) -> Iterator[None]:
+    """Says the way out where the cluster of a launch cannot be asked, and never will."""
     try:
-        return bool(record.kubectl.get(record.created_kinds, record.selector))
+        yield
     except UserError as error:
-        raise UserError(
+        raise type(error)(
             f"there was a launch {record.name!r}, and whether it still is cannot be asked: {error} If its cluster is "
             f"gone, remove {_path(record.name, folder)}."
         ) from error
@@ -263,47 +325,14 @@ def _tops(record: Record) -> list[dict[str, Any]]:
 
 
 def _standing(top: Mapping[str, Any]) -> Standing:
-    names = {
-        "Completed": "finished",
-        "Complete": "finished",
-        "Failed": "failed",
-        "FailureTarget": "failing",
-        "Suspended": "waits for admission",
-    }
-    for condition in top.get("status", {}).get("conditions", ()):
-        if condition["status"] == "True" and condition["type"] in names:
-            state, why = names[condition["type"]], condition.get("message", "")
-            return Standing(state, why, state == "failed" and condition.get("reason") in MISTAKES)
-    return Standing("running")
-
-
-def _pod_lines(pods: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Pods by what they do; those that are not well one by one."""
-    if not pods:
-        return ["no pods"]
-    counts = collections.Counter(pod["status"].get("phase", "Unknown") for pod in pods)
-    lines = [", ".join(f"{count} pods {phase.lower()}" for phase, count in counts.most_common())]
-    told = [(pod["metadata"]["name"], _complaint(pod)) for pod in pods]
-    unwell = [f"  {name}: {words}" for name, words in sorted(told) if words]
-    if len(unwell) > LISTED:
-        unwell[LISTED:] = [f"  and {len(unwell) - LISTED} more"]
-    return lines + unwell
-
-
-def _complaint(pod: Mapping[str, Any]) -> str:
-    """Why a pod does not run: no node, no image, an exit code."""
-    for container in pod["status"].get("containerStatuses", ()):
-        for state, found in container.get("state", {}).items():
-            if state == "terminated" and found.get("exitCode"):
-                return f"exit code {found['exitCode']} ({found.get('reason', 'no reason')})"
-            if state == "waiting" and found.get("reason") not in (None, "ContainerCreating"):
-                return f"{found['reason']}: {found.get('message', '')}".rstrip(": ")
-    for condition in pod["status"].get("conditions", ()):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"{condition.get('reason')}: {condition.get('message', '')}".rstrip(": ")
-        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
-            return f"stopped by the cluster: {condition.get('reason')}"
-    return ""
+    deleted = "deletionTimestamp" in top["metadata"]
+    conditions = top.get("status", {}).get("conditions", ())
+    true = {each["type"]: each for each in conditions if each["status"] == "True"}
+    for kind, state in STATES.items():
+        if kind in true:
+            mistake = state == "failed" and true[kind].get("reason") in MISTAKES
+            return Standing(state, true[kind].get("message", ""), mistake, deleted)
+    return Standing("running", deleted=deleted)
 
 
 def _joined(words: Sequence[str]) -> list[str]:

@@ -11,9 +11,18 @@ from typing import Any
 from launch.secrets import hide
 from vitscale.errors import UserError
 
-UNREACHABLE = r"[Uu]nable to connect|connection refused|no such host|i/o timeout|TLS handshake"
+UNREACHABLE = (
+    r"[Uu]nable to connect|connection refused|was refused|connection reset|no such host|i/o timeout"
+    r"|TLS handshake"
+)
+# 429, 500, 503 and 504: an upgrade of the control plane, or a database that elects its leader.
+BUSY = (
+    r"Error from server \((InternalError|ServiceUnavailable|Timeout|ServerTimeout|TooManyRequests)\)|etcdserver:"
+    r"|Error from server: .*(timed out|deadline exceeded)"
+)
 # What kubectl says, and what to do; the first that matches.
 _WAYS_OUT: tuple[tuple[str, str], ...] = (
+    (BUSY, "the cluster's API server has trouble of its own; run the same command in some minutes"),
     (
         r"no matches for kind \"JobSet\"|doesn't have a resource type \"jobsets",
         "the cluster has no JobSet controller; install JobSet 0.10 or newer: kubectl apply --server-side -f "
@@ -114,6 +123,6 @@ def _translate(stderr: str, verb: str) -> Exception:
     said = (text.splitlines() or ["no words"])[-1].removeprefix("error: ")
     for pattern, way_out in _WAYS_OUT:
         if re.search(pattern, text):
-            kind = Unreachable if pattern == UNREACHABLE else UserError
+            kind = Unreachable if pattern in (UNREACHABLE, BUSY) else UserError
             return kind(f"kubectl {verb}: {way_out} (it says: {said}).")
     return RuntimeError(f"kubectl {verb} failed: {text}")

@@ -37,6 +37,10 @@ class Status:
     words: str = ""  # its last line, or where to look
 
 
+class Later(Exception):
+    """A place cannot start a job just now: try again at the next look."""
+
+
 class Place(Protocol):
     """Where the runs of a sweep are jobs."""
 
@@ -57,6 +61,8 @@ class Place(Protocol):
         meanwhile, at places that do not see workdirs and so could not tell from there.
 
         known: the handle of the folder's last job of whose end the sweep knows.
+
+        Raises `Later` where it does not answer for the moment.
         """
 
     def poll(self, handle: str, folder: Path) -> Status: ...
@@ -132,7 +138,10 @@ class Sweep:
             if going >= self.concurrency:
                 break
             if run.state == "waiting" and self._ready.get(name, 0.0) <= now:
-                self._start(name, run)
+                try:
+                    self._start(name, run)
+                except Later:
+                    break
                 going += 1
         return any(run.state not in ("finished", "failed") for _, run in self._runs())
 
@@ -150,21 +159,20 @@ class Sweep:
         run.state = "running" if stage == "train" else "evaluating"
         run.attempts += 1
         run.code, run.started, run.handle, run.step = None, time.time(), handle, step
+        run.stopped = False
         self.state.save()
         again = f", attempt {run.attempts}" if run.attempts > 1 else ""
         log = self.place.log_words.format(job=job.name, folder=folder)
         _say(f"{name}: {run.state}{again}; {log}")
 
     def _look(self, name: str, run: RunState) -> None:
-        assert run.handle is not None
-        status = self.place.poll(run.handle, self.planned[name].folder(run.stage))
-        if status.running:
+        status = self._end_of(name, run)
+        if status is None:
             return
-        _note_end(run, status)
-        if run.stage == "then":
+        if run.stopped and status.code != 0:
+            self._note_stop(name, run, status)
+        elif run.stage == "then":
             self._settle(name, run, "" if status.code == 0 else _how(status))
-            if status.code == 0:
-                run.then = self.planned[name].then_words
         else:
             why = self._unfinished(name, run)
             self._settle(name, run, f"{_how(status)}: {why}" if why else "")
@@ -172,6 +180,23 @@ class Sweep:
             run.state = "finished"
             _say(f"{name}: finished after {run.seconds:,.0f} s")
         self.state.save()
+
+    def _end_of(self, name: str, run: RunState) -> Status | None:
+        """How its job has ended, which is noted; None: it has not."""
+        assert run.handle is not None
+        status = self.place.poll(run.handle, self.planned[name].folder(run.stage))
+        if status.running:
+            return None
+        _note_end(run, status)
+        if run.stage == "then" and status.code == 0:
+            run.then = self.planned[name].then_words
+        return status
+
+    def _note_stop(self, name: str, run: RunState, status: Status) -> None:
+        """It was asked to stop by the sweep: however it ended, that is no failure of its own."""
+        run.state = "waiting"
+        if status.code not in (0, EXIT_PREEMPTED):
+            _say(f"{name}: {_how(status)}")
 
     def _settle(self, name: str, run: RunState, complaint: str) -> None:
         """`complaint`: why the stage is not done; empty: it is, and the next one waits."""
@@ -194,27 +219,28 @@ class Sweep:
     def _leave(self) -> None:
         """Stopped: jobs that do not outlive the sweep are cancelled, and waited for while they save."""
         going = sum(run.handle is not None for _, run in self._runs())
-        if self.place.outlives:
-            _say(f"stopped; {going} jobs go on, and the same command takes them over")
-        else:
+        try:
+            if self.place.outlives:
+                _say(f"stopped; {going} jobs go on, and the same command takes them over")
+                return
             _say(f"stopping {going} runs, which save first")
             for name, run in self._runs():
                 if run.handle is not None:
+                    run.stopped = True
                     self.place.cancel(run.handle, self.planned[name].folder(run.stage))
+            self.state.save()  # a second signal may end the wait for them
             self._await_all(time.monotonic() + STOP_LIMIT)
-        self.state.save()
+        finally:
+            self.state.save()
 
     def _await_all(self, until: float) -> None:
         while time.monotonic() < until:
             for name, run in self._runs():
                 if run.handle is None:
                     continue
-                status = self.place.poll(run.handle, self.planned[name].folder(run.stage))
-                if not status.running:
-                    _note_end(run, status)
-                    run.state = "waiting"
-                    if status.code not in (0, EXIT_PREEMPTED):
-                        _say(f"{name}: {_how(status)}")
+                status = self._end_of(name, run)
+                if status is not None:
+                    self._note_stop(name, run, status)
             if all(run.handle is None for _, run in self._runs()):
                 return
             time.sleep(min(self.place.poll_seconds, 1.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch import gke
@@ -13,7 +13,7 @@ from launch.job import Job
 from launch.kubectl import Unreachable, current_context
 from launch.manifests import Manifest, pod_suffix
 from launch.preflight import check_plan
-from launch.sweep import USER_ERROR, Status
+from launch.sweep import USER_ERROR, Later, Status
 from vitscale.errors import UserError
 
 RECORD_FILE = (
@@ -40,7 +40,7 @@ class GkePlace:
     sees_workdirs: bool = False
     poll_seconds: float = 10.0
     log_words: str = "its log: vitscale launch gke logs --name {job}"
-    _silent_since: float | None = None
+    _silent_since: dict[str, float] = field(default_factory=dict)  # by what is asked for
 
     @property
     def name_suffix(self) -> str:
@@ -54,10 +54,13 @@ class GkePlace:
         self._find_context()
 
     def start(self, job: Job, folder: Path, known: str | None) -> str:
-        record = self._take_over(job, known)
-        if record is None:
-            record = gke.new_record(job, self.rented, self._find_context(), self.namespace)
-            gke.create(record, self.render(job, record), self.records)
+        try:
+            record = self._take_over(job, known)
+            if record is None:
+                record = self._create(job)
+        except Unreachable as error:
+            raise self._later(f"start {job.name}", error) from error
+        self._silent_since.pop(f"start {job.name}", None)
         gke.write(record, folder / RECORD_FILE)
         return record.launch_id
 
@@ -68,9 +71,9 @@ class GkePlace:
         try:
             standing = gke.look(record)
         except Unreachable as error:
-            self._wait_for_the_cluster(error)
+            self._later("poll", error)
             return Status(running=True)
-        self._silent_since = None
+        self._silent_since.pop("poll", None)
         if standing is None:
             return Status(running=False, words=f"job {record.name} was deleted")
         if not standing.ended:
@@ -89,30 +92,42 @@ class GkePlace:
         self.context = self.context or current_context()  # tomorrow it may be another one
         return self.context
 
+    def _create(self, job: Job) -> gke.Record:
+        context = self._find_context()
+        record = gke.new_record(job, self.rented, context, self.namespace, self.records)
+        gke.create(record, self.render(job, record), self.records)
+        return record
+
     def _take_over(self, job: Job, known: str | None) -> gke.Record | None:
         """The job of that name which is there already; one of whose end the sweep knows is deleted."""
         record = gke.remembered(job.name, self.records)
         if record is None:
             return None
-        standing = gke.look(record)
-        if standing is None or (standing.ended and record.launch_id == known):
+        with gke.remembered_wrongly(record, self.records):
+            standing = gke.look(record)
+        is_known = record.launch_id == known
+        if standing is None or standing.deleted or (standing.ended and is_known):
             if gke.exists(record, self.records):
                 gke.delete(record, self.records, wait=True)
+            elif is_known:
+                gke.forget(record, self.records)  # the next one is not to be taken for it
             return None
         if record.command != job.command:
             raise UserError(
                 f"launch {job.name!r} (context {record.context}) is there with another command: look at it by "
-                f"`vitscale launch gke status --name {job.name}`, delete it, or give the sweep another --name."
+                f"`vitscale launch gke status --name {job.name}`; delete it, or give this sweep another --workdir and "
+                "--name."
             )
         return record
 
-    def _wait_for_the_cluster(self, error: Unreachable) -> None:
-        """Jobs go on without us; so a network that comes back costs nothing."""
+    def _later(self, what: str, error: Unreachable) -> Later:
+        """Jobs go on without us; so a network that comes back costs nothing. Raises `UserError` when it does not."""
         now = time.monotonic()
-        if self._silent_since is None:
-            self._silent_since = now
+        if what not in self._silent_since:
+            self._silent_since[what] = now
             print(f"[sweep] {error} Trying again; jobs go on meanwhile.", flush=True)
-        elif now - self._silent_since > SILENT_SECONDS:
+        elif now - self._silent_since[what] > SILENT_SECONDS:
             raise UserError(
                 f"{error} So for {SILENT_SECONDS / 60:.0f} minutes: jobs go on, and the same command takes them over."
             ) from error
+        return Later(str(error))

@@ -22,7 +22,7 @@ from launch.job import (
 )
 from launch.launch_folder import launch_folder, make_folder
 from launch.secrets import refuse_secrets
-from launch.sweep_state import RunState, SweepState, check_same_root
+from launch.sweep_state import RunState, SweepState, check_same_root, check_sole_owner
 from launch.trained import config_differences, last_step, read_config
 from vitscale.errors import UserError
 
@@ -120,6 +120,7 @@ def where_of(
         check_name(place, name)
     folder = launch_folder(Path.cwd()) / f"{place}-sweeps" / suggest_name("local", prefix)
     check_same_root(folder, root)
+    check_sole_owner(folder, root)
     return Where(place, root, folder, prefix, sees_workdirs, name_suffix)
 
 
@@ -242,7 +243,8 @@ def _job_names(variants: Sequence[Variant], where: Where, *, follows: bool) -> d
             except UserError as error:
                 why = str(error).removeprefix("--name=").rpartition("; such as")[0]
                 raise UserError(
-                    f"run {variant.name}: {why}. Give the sweep a shorter --name, or the run a shorter name."
+                    f"run {variant.name}: {why}. Give the run a shorter name, or a sweep that has not begun yet a "
+                    "shorter --name."
                 ) from error
             # Where workdirs are not seen, a job is found by nothing but its name.
             owner = owners.setdefault(each, variant.name)

@@ -37,6 +37,7 @@ class RunState:
     known: dict[str, str] = field(
         default_factory=dict
     )  # stage -> its last job whose end is in here
+    stopped: bool = False  # the sweep has asked the job that is running to save and end
     redone: int = 0  # how often `--redo` gave it a new workdir, where this machine sees none
 
 
@@ -79,15 +80,33 @@ def load_state(folder: Path, command: list[str]) -> SweepState:
 
 def check_same_root(folder: Path, root: str) -> None:
     """Raises `UserError` where a folder that is not the runs' own holds the sweep of another `--workdir`."""
-    try:
-        command = json.loads((folder / SWEEP_FILE).read_text())["command"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # none, or `load_state` says what is wrong
-    before = option(command, "--workdir")
+    before = _root_of(folder)
     if before is not None and PurePosixPath(before) != PurePosixPath(root):
         raise UserError(
             f"{folder} is of the sweep in --workdir {before}, not {root}: give this one another --name."
         )
+
+
+def check_sole_owner(folder: Path, root: str) -> None:
+    """Raises `UserError` where a folder beside this one holds another sweep of the same `--workdir`: each would have
+    its own job for a run."""
+    for other in sorted(folder.parent.glob(f"*/{SWEEP_FILE}")):
+        before = _root_of(other.parent)
+        if other.parent != folder and before and PurePosixPath(before) == PurePosixPath(root):
+            raise UserError(
+                f"--workdir {root} is of the sweep whose files are in {other.parent}: start it by the --name that it "
+                f"began with ({other.parent.name}), or give this one another --workdir. If none of its jobs is left, "
+                "you may also move that folder away."
+            )
+
+
+def _root_of(folder: Path) -> str | None:
+    """`--workdir` of the sweep that is there. None: none is, or `load_state` says what is wrong."""
+    try:
+        command = json.loads((folder / SWEEP_FILE).read_text())["command"]
+        return option(command, "--workdir")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def sweep_lock(folder: Path) -> AbstractContextManager[None]:

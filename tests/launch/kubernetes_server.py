@@ -30,11 +30,21 @@ class Cluster:
             tuple[str, str], dict
         ] = {}  # (kinds, name) → object, of namespace default
         self.requests: list[tuple[str, str]] = []
+        self.saving = False  # pods do: what is deleted stays until it is let go
+        self.trouble: tuple[int, str, str] | None = (
+            None  # (code, reason, message) to all about objects
+        )
         self.logs: dict[str, str] = {}
 
     def add(self, kinds: str, name: str, labels: dict[str, str], **parts) -> None:
         metadata = {"name": name, "namespace": "default", "labels": labels}
         self.objects[kinds, name] = {**self._head(kinds), "metadata": metadata, **parts}
+
+    def let_go(self) -> None:
+        """Pods have saved: what was deleted is gone."""
+        for key, thing in list(self.objects.items()):
+            if "deletionTimestamp" in thing["metadata"]:
+                del self.objects[key]
 
     def names(self) -> list[str]:
         return sorted("/".join(key) for key in self.objects)
@@ -44,6 +54,8 @@ class Cluster:
         parts = urlsplit(url)
         path, query = parts.path, parse_qs(parts.query)
         if found := _OBJECTS.fullmatch(path):
+            if self.trouble:
+                return self._failure(*self.trouble)
             return self._objects(method, found[3], found[4], found[5], query, body)
         if path == "/version":
             return 200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0"}
@@ -126,7 +138,9 @@ class Cluster:
             return self._failure(404, "NotFound", f'{kinds} "{name}" not found')
         if log:
             return 200, self.logs.get(name, "")
-        if method == "DELETE":
+        if method == "DELETE" and self.saving:
+            self.objects[kinds, name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        elif method == "DELETE":
             return 200, self.objects.pop((kinds, name))
         return 200, self.objects[kinds, name]
 

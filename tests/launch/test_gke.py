@@ -116,6 +116,25 @@ def test_the_same_name_twice(api, capsys):
 
 
 @needs_kubectl
+@pytest.mark.parametrize("topology", ["h100:16", "v5e:4x4"])
+def test_what_is_being_deleted_saves_before_another_takes_its_workdir(api, here, capsys, topology):
+    words = [*RUN, "--topology", topology, *TRAIN]
+    record = here / ".vitscale" / "launch" / "gke" / "first.json"
+    assert main(words) == 0
+    api.saving = True
+    assert main(["launch", "gke", "delete", "--name", "first"]) == 0
+    assert record.is_file()
+    created = api.names()
+    assert main(words) == 2
+    assert "is being deleted (context here), and its pods save first" in capsys.readouterr().err
+    assert api.names() == created
+    api.let_go()
+    api.saving = False
+    assert main(words) == 0
+    assert api.names() == created
+
+
+@needs_kubectl
 def test_a_launch_from_another_machine_is_found_by_its_id(api, here, capsys):
     assert main([*RUN, "--topology", "h100:16", *TRAIN]) == 0
     (here / ".vitscale" / "launch" / "gke" / "first.json").unlink()
@@ -180,8 +199,15 @@ def test_status_says_what_is_wrong(api, capsys):
     assert "first-slice-0-0-abcde: Unschedulable: 0/3 nodes are available" in said
     assert "first-slice-0-1-abcde: exit code 137 (OOMKilled)" in said
 
+    conditions = [{"type": "FailureTarget", "status": "True", "message": "pods still end"}]
+    api.objects["jobsets", "first"]["status"] = {"restarts": 2, "conditions": conditions}
+    assert main(["launch", "gke", "status", "--name", "first"]) == 0
+    assert "first: failing (pods still end)" in capsys.readouterr().out
     condition = {"type": "Failed", "status": "True", "message": "jobset failed"}
-    api.objects["jobsets", "first"]["status"] = {"restarts": 2, "conditions": [condition]}
+    api.objects["jobsets", "first"]["status"] = {
+        "restarts": 2,
+        "conditions": [*conditions, condition],
+    }
     assert main(["launch", "gke", "status", "--name", "first"]) == 1
     assert "first: failed (jobset failed)" in (error := capsys.readouterr().err)
     assert "2 restarts of which 0 count" in error
@@ -259,6 +285,8 @@ def test_a_plan_that_does_not_fit_is_not_launched(here, capsys, monkeypatch):
         ("exec: executable gke-gcloud-auth-plugin not found", "gcloud auth login"),
         ('jobs is forbidden: User "me" cannot create', "container.developer"),
         ("E1 memcache.go\nUnable to connect to the server: dial tcp: i/o timeout", "reached"),
+        ("Error from server (ServiceUnavailable): overloaded", "trouble of its own"),
+        ("Error from server: etcdserver: request timed out", "trouble of its own"),
         ('error: error validating data: unknown field "spec.x"', "does not take the manifest"),
     ],
 )

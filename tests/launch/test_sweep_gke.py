@@ -2,107 +2,26 @@
 
 import json
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from kubernetes_server import cluster
+from sweep_cluster import STATE, SWEEP, Killed, controlled, needs_kubectl, states, sweep, words_of
 
 from launch import gke
 from launch.kubectl import Unreachable
 from launch.sweep_gke import RECORD_FILE
 from launch.sweep_state import SweepState
-from vitscale.cli import main, make_parser
+from vitscale.cli import make_parser
 from vitscale.cli_launch import gke as command_line
 from vitscale.errors import UserError
 
-SWEEP = "def get_sweep():\n    return [('a', {'seed': %s}), ('b.X', {'seed': 2})]\n"
-MISTAKE = {"type": "Failed", "reason": "FailJobSetFailurePolicyAction", "message": "rule mistake"}
-ENDS = {
-    "done": {"type": "Completed"},
-    "crash": {"type": "Failed", "reason": "ReachedMaxRestarts", "message": "too often"},
-    "mistake": MISTAKE,
-}
-STATE = Path(".vitscale/launch/gke-sweeps/lr")
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
-
-
-class Killed(BaseException):
-    """kill -9: nothing is written after it."""
-
-
-class Controller:
-    """Is waited for between the sweep's looks; meanwhile every job ends with the next of its ends, "done" if none."""
-
-    def __init__(self, api) -> None:
-        self.api, self.ends, self.most, self.kill = api, {}, 0, False
-
-    def jobs(self) -> dict[str, dict]:
-        found = self.api.objects.items()
-        return {name: thing for (kinds, name), thing in found if kinds in ("jobs", "jobsets")}
-
-    def wait(self, seconds: float) -> bool:
-        if self.kill:
-            self.kill = False
-            raise Killed
-        self.most = max(self.most, sum("status" not in job for job in self.jobs().values()))
-        for name in self.jobs():
-            self.end(name)
-        return False
-
-    def end(self, name: str) -> None:
-        """A job that is running."""
-        left = self.ends.get(name, [])
-        what = left.pop(0) if left else "done"
-        if "status" not in (job := self.jobs()[name]) and what != "wait":
-            job["status"] = {"conditions": [{"status": "True", **ENDS[what]}]}
-
-    def is_set(self) -> bool:
-        return False
-
-    def asked(self, method: str) -> list[str]:
-        """What was created, or deleted."""
-        kinds = ("/jobsets", "/jobs")
-        urls = [url.partition("?")[0] for each, url in self.api.requests if each == method]
-        if method == "POST":
-            return [url for url in urls if url.endswith(kinds)]
-        return [url.rpartition("/")[2] for url in urls if url.rpartition("/")[0].endswith(kinds)]
+pytestmark = needs_kubectl
 
 
 @pytest.fixture
 def controller(tmp_path, monkeypatch):
-    (tmp_path / "configs").symlink_to(Path("configs").absolute())
-    (tmp_path / "sweep.py").write_text(SWEEP % 1)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    monkeypatch.setenv("HOME", str(tmp_path))  # kubectl caches what it discovers
-    monkeypatch.setattr("launch.sweep.BACK_OFF", 0.0)
-    with cluster() as api:
-        (tmp_path / "kubeconfig").write_text(api.kubeconfig())
-        found = Controller(api)
-        # Each look takes as long as kubectl does.
-        monkeypatch.setattr("launch.sweep.on_termination", lambda: nullcontext(found))
+    with controlled(tmp_path, monkeypatch) as found:
         yield found
-
-
-def sweep(*options, topology="v5e:4x4", workdir="/mnt/bucket/runs/lr") -> int:
-    return main(
-        [
-            *("launch", "gke", "--image", "registry/vitscale:1", "--bucket", "my-bucket"),
-            *("--topology", topology, "--skip-plan", "--sweep", "sweep.py", *options, "--"),
-            *("train", "--config", "configs/small/multitask.py", "--workdir", workdir),
-        ]
-    )
-
-
-def states() -> dict[str, tuple[str, int | None]]:
-    runs = json.loads((STATE / "sweep.json").read_text())["runs"]
-    return {name: (run["state"], run["code"]) for name, run in runs.items()}
-
-
-def words_of(controller, name: str) -> list[str]:
-    job = controller.jobs()[name]["spec"]["replicatedJobs"][0]["template"]["spec"]
-    return job["template"]["spec"]["containers"][0]["args"]
 
 
 @pytest.mark.parametrize(
@@ -110,12 +29,7 @@ def words_of(controller, name: str) -> list[str]:
 )
 def test_every_run_is_a_job_of_its_own(controller, concurrency, topology, capsys):
     options = ["--concurrency", str(concurrency), "--then", "eval --workdir {workdir}"]
-    if topology == "h100:16":
-        ENDS["done"]["type"] = "Complete"
-    try:
-        assert sweep(*options, topology=topology) == 0
-    finally:
-        ENDS["done"]["type"] = "Completed"
+    assert sweep(*options, topology=topology) == 0
     assert sorted(controller.jobs()) == ["lr-a", "lr-a-then", "lr-b-x", "lr-b-x-then"]
     assert controller.most == concurrency
     assert states() == {"a": ("finished", 0), "b.X": ("finished", 0)}
@@ -184,16 +98,14 @@ def test_a_sweep_killed_before_it_noted_a_job_finds_that_by_its_name(controller,
 
 
 def test_a_create_that_nobody_answered_is_not_made_twice(controller, monkeypatch, capsys):
-    def lose(record, documents, folder):
-        create(record, documents, folder)
+    def lose(*given):
+        create(*given)
         raise Unreachable("nobody answers.")
 
     create = gke._create
-    with monkeypatch.context() as patch:
-        patch.setattr("launch.gke._create", lose)
-        assert sweep() == 2
-    assert list(controller.jobs()) == ["lr-a"]
+    monkeypatch.setattr("launch.gke._create", lose)
     assert sweep() == 0
+    assert capsys.readouterr().out.count("jobs go on meanwhile") == 2
     assert len(controller.asked("POST")) == 2
 
 
@@ -252,7 +164,7 @@ def test_what_is_wrong_is_found_before_anything_is_asked(controller, capsys, mon
     assert sweep("--name", "x" * 46) == 2
     said = capsys.readouterr().err
     assert f"run a: '{'x' * 46}-a' is no name for gke: at most 47 characters" in said
-    assert "Give the sweep a shorter --name, or the run a shorter name" in said
+    assert "Give the run a shorter name, or a sweep that has not begun yet a shorter --name" in said
     assert sweep("--name", "x" * 42, "--then", "eval") == 2
     assert "-a-then' is no name for gke" in capsys.readouterr().err
     Path("sweep.py").write_text("def get_sweep():\n    return [('b.x', {}), ('b_x', {})]\n")
@@ -295,7 +207,7 @@ def test_another_workdir_and_another_command_of_the_same_name(controller, capsys
     shutil.rmtree(STATE)
     assert sweep(workdir="/mnt/bucket/other/lr") == 2
     assert "launch 'lr-a' (context here) is there with another command" in capsys.readouterr().err
-    assert sweep("--name", "lr2", workdir="/mnt/bucket/other/lr") == 0
+    assert sweep("--name", "lr2", workdir="/mnt/bucket/other/lr2") == 0
     assert sorted(controller.jobs()) == ["lr-a", "lr2-a", "lr2-b-x"]
 
 

@@ -154,6 +154,7 @@ def test_killed_with_its_launchers_it_takes_over_the_chips(cloud):
     sweep = cloud.start("--only", "a")
     cloud.await_step("a", 2, sweep)
     sweep.kill()
+    sweep.wait()
     # As a machine that loses its power: nobody gets a signal, nobody writes a last word.
     first, second = cloud.processes("a")
     os.kill(second, signal.SIGSTOP)

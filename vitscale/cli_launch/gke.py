@@ -165,7 +165,8 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> None:
     rented = _rent(arguments)
     job = job_from(arguments, command)
     context = arguments.context or ("" if arguments.dry_run else current_context())
-    record = gke.new_record(job, rented, context, arguments.namespace)
+    folder = gke.find_folder(Path.cwd())
+    record = gke.new_record(job, rented, context, arguments.namespace, folder)
     documents = _documents(arguments, job, rented, record)
     # On stderr: what is on stdout can go to kubectl.
     plan = check_plan(command, arguments.topology, skip=arguments.skip_plan)
@@ -184,7 +185,7 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> None:
     if arguments.dry_run:
         print(text, end="")
         return
-    gke.create(record, documents, gke.find_folder(Path.cwd()))
+    gke.create(record, documents, folder)
     print(f"launched {job.name} on {machines} in {context}, id {record.launch_id}")
     for action in ("status", "logs --follow", "delete"):
         print(f"  vitscale launch gke {action} --name {job.name}")
@@ -253,7 +254,7 @@ def _look(arguments: argparse.Namespace, command: list[str]) -> None:
     elif arguments.action == "logs":
         gke.logs(record, process=arguments.process, tail=arguments.tail, follow=arguments.follow)
     elif arguments.dry_run:
-        words = ("delete", record.created_kinds, f"--selector={record.selector}")
+        words = ("delete", record.created_kinds, f"--selector={record.selector}", *gke.DELETE[0])
         print(" ".join(record.kubectl.command(*words)))
     else:
-        print("deleted " + ", ".join(gke.delete(record, folder)))
+        print("deleted " + ", ".join(gke.delete(record, folder)) + "; pods that run save first")

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from xla_flags import quick_flags
 # Before the first import of jax anywhere in the session.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick_flags(devices=8)}"
+
+# A shell's background job ignores it, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 

@@ -93,9 +93,7 @@ def test_a_worker_that_holds_the_output_open_is_ended(program):
 # Where the suite itself runs under `nohup`, SIGHUP is ignored in all that it starts, and a launch leaves that so.
 LAUNCHER = """
 import signal, sys
-# As from a terminal: `nohup` ignores the one, a shell's background job the other.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it
 import launch.local
 launch.local.PROGRAM = (sys.executable, "-uc", sys.argv[1])
 try:

@@ -4,7 +4,7 @@ Each size runs in a process of its own, in one worker, on the rows of benchmarks
 run before it compiles. Of each step: CPU seconds, rows a CPU second, peak memory (own: what no file backs; peak: all
 that is resident, pages of mapped files among it), and bytes read, written and shuffled. A phrase is frequent that is in
 `SHARE` of the records, so that all sizes have about the same vocabulary; with `--phrases` instead as many phrases as
-that are taken of what three records hold, and grouped into 20,000 clusters in two levels.
+that are taken of what two records hold, and grouped into 20,000 clusters in two levels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from data_prep.run_state import RunState
 from data_prep.schema import ClusterConfig, PrepConfig, VocabularyConfig
 
 SHARE = 1 / 20_000
-RARE = 3  # records that hold a phrase, with `--phrases`
+RARE = 2  # records that hold a phrase, with `--phrases`
 WARM_ROWS = 2048
 SAMPLE_SECONDS = 0.02
 TARGET = 10**9

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,25 @@ def test_a_dry_run_prints_the_manifest_and_asks_nobody(here, capsys, monkeypatch
     assert (here / "job.yaml").read_text() == captured.out
     assert secret not in captured.out + captured.err
     assert not (here / ".vitscale").exists()
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    ("topology", "names"),
+    [
+        ("2*v5e:4x4", ["jobset.jobset.x-k8s.io/first"]),
+        ("a100-80gb:16", ["service/first", "job.batch/first"]),
+    ],
+)
+def test_kubectl_takes_a_printed_manifest(api, here, capsys, topology, names):
+    words = ["--dry-run", "--output", "job.yaml", "--topology", topology]
+    assert main([*RUN, *words, *TRAIN]) == 0
+    dry = ["kubectl", "create", "--dry-run=client", "--output=name", "--filename=job.yaml"]
+    # The stand-in publishes no schemas; tests/launch/test_gke_manifests.py holds the manifests against them.
+    made = subprocess.run([*dry, "--validate=false"], capture_output=True, text=True, timeout=60)
+    assert made.returncode == 0, made.stderr
+    assert [line.split(" ")[0] for line in made.stdout.splitlines()] == names
+    assert api.names() == []
 
 
 @pytest.mark.parametrize(

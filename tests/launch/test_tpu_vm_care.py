@@ -31,6 +31,7 @@ def test_chips_are_not_deleted_because_ssh_is_blocked_here(cloud, monkeypatch, h
         assert cloud.calls("delete") == []
         assert cloud.resources()["b16"]["state"] == "ACTIVE"
         assert "its chips cost" in cloud.said[-1]
+        (cloud.workdir / "wait-3").unlink()  # the run goes on, to its end
     else:  # the cloud says so too
         with pytest.raises(LaunchFailed, match="b16: UNHEALTHY_MAINTENANCE"):
             session.run()

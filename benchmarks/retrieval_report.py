@@ -1,19 +1,25 @@
-"""Table, JSON and plots of `retrieval.py`."""
+"""Table, JSON and plots of `retrieval.py`.
+
+python benchmarks/retrieval_report.py runs/retrieval/curves.json     ours to the best other, of a race that was run
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitscale.evals.plots import line_plot
 
 if TYPE_CHECKING:
     from retrieval import Point
+
+RECALLS = (0.95, 0.98, 0.99, 0.995)  # that `ratios` compares at
 
 
 def write_report(
@@ -37,6 +43,7 @@ def write_report(
     table = summary(points, indexes, args.threads, wanted_recall)
     (output / "table.md").write_text(table + "\n", encoding="utf-8")
     print(table)
+    print(ratios(document["points"]))
     for threads in args.threads:
         (output / f"curve-{threads}-threads.svg").write_text(plot(points, threads), "utf-8")
 
@@ -98,3 +105,24 @@ def plot(points: Sequence[Point], threads: int, least_recall: float = 0.9) -> st
     drawing = re.search(r"<svg.*</svg>", page, re.DOTALL)
     assert drawing is not None
     return drawing.group()
+
+
+def ratios(points: Sequence[dict[str, Any]]) -> str:
+    """Our queries/s over those of the best other system at several recalls, by number of threads (of curves.json)."""
+    lines = []
+    for threads in points[0]["rates"] if points else ():
+        for recall in RECALLS:
+            rates = {True: [0.0], False: [0.0]}
+            for point in points:
+                if point["recall"] >= recall:
+                    rates[point["system"] == "vitscale"].append(point["rates"][threads])
+            ours, other = max(rates[True]), max(rates[False])
+            if ours and other:
+                lines.append(
+                    f"recall {recall}, {threads} threads: {ours / other:.2f} of the best other"
+                )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(ratios(json.loads(Path(sys.argv[1]).read_text())["points"]))
